@@ -1,0 +1,63 @@
+"""What a frame costs here, stage by stage, beside the least it could cost; every figure from one run."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from pipeline import benchmark
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """Make a Cityscapes-like dump and measure handling, the bare network, and the whole job against each other."""
+
+    frames: int = 20
+    """Frames of 2048 x 1024 px with 20 instances each."""
+    checkpoint: str = "hrnet18s_128"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    local: bool = False
+    """Measure the job without Ray."""
+    memory: bool = False
+    """Also run ten times the frames and compare the peak memory."""
+
+
+def main() -> int:
+    config = tyro.cli(BenchConfig)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        benchmark.make_dump(root, config.frames)
+        handling = benchmark.measure_handling(root, min(config.frames, benchmark.DISTINCT))
+        print(f"patches per frame          {handling.patches:.0f}")
+        print("CPU ms per frame, one thread, outside the network")
+        for name in ("decode_floor", "encode_floor", "extract", "assemble", "commit"):
+            print(f"  {name:<24} {getattr(handling, name):8.1f}")
+        print(f"handling / floor           {handling.ratio:.2f}")
+        arguments = ["--checkpoint", config.checkpoint, "--precision", config.precision, *["--local"] * config.local]
+        rates = [benchmark.bare_rates(config.checkpoint, config.precision)]
+        text, peak = benchmark.run_job(root, "refined", arguments)
+        # The machine's speed drifts: the bare network is measured on both sides of the job.
+        rates.append(benchmark.bare_rates(config.checkpoint, config.precision))
+        bare = {batch: (rates[0][batch] + rates[1][batch]) / 2 for batch in rates[0]}
+        best = max(bare.values())
+        print("bare network, patches/s    " + "  ".join(f"{batch}: {rate:.1f}" for batch, rate in bare.items()))
+        print(text.strip())
+        found = re.search(r"\(([\d.]+)/s after start-up\)", text)
+        if found:
+            print(f"job / bare network         {float(found[1]) / best:.2f}")
+        print(f"peak memory                {peak:.0f} MB at {config.frames} frames")
+        if config.memory:
+            benchmark.make_dump(root, 10 * config.frames)
+            _, larger = benchmark.run_job(root, "refined_10x", arguments)
+            print(f"peak memory                {larger:.0f} MB at {10 * config.frames} frames: {larger / peak:.2f}x")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""Refine a dump of coarse instance masks: `python jobs/refine.py --predictions P --images I --output O`."""
+
+from __future__ import annotations
+
+import sys
+
+from model.checkpoint import CheckpointError
+from pipeline.config import parse
+from pipeline.flow import run
+from pipeline.records import InputError
+
+
+def main() -> int:
+    """Exit status: 0 when frames were refined or all was done; 1 when nothing could be, or on any fault if strict."""
+    try:
+        config = parse(sys.argv[1:])
+        summary = run(config)
+    except (InputError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(summary)
+    nothing_done = summary.frames + summary.done_before == 0
+    return 1 if nothing_done or (config.strict and summary.quarantined) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

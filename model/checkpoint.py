@@ -1,0 +1,118 @@
+"""Load and save weights: the reference's `.pth` files and our own safetensors, checked key by key."""
+
+from __future__ import annotations
+
+import io
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from model.hrnet import CONFIGS, NetworkConfig, RefinementNetwork
+
+
+class CheckpointError(ValueError):
+    """A file that is not a checkpoint of this network; the message names the file and the first wrong key."""
+
+
+def bundled() -> dict[str, Path]:
+    """Names and paths of the weights that ship with the package."""
+    folder = Path(str(resources.files("model") / "weights"))
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def resolve(path_or_name: str) -> str:
+    """The path behind a bundled name such as `hrnet18s_128`; anything else is taken as a path and returned as it is."""
+    return str(bundled().get(path_or_name, path_or_name))
+
+
+def load(path_or_name: str, data: bytes | None = None) -> RefinementNetwork:
+    """Build the network a checkpoint was made for and load it, in eval mode on the CPU, float32.
+
+    `path_or_name` is a local path or the name of bundled weights; `data` gives the file's bytes where the caller has
+    read them from elsewhere (the path then only names it in errors). Files ending in `.safetensors` are ours,
+    everything else is read by torch with `weights_only=True`: zip or legacy format, with or without the `module.`
+    prefix.
+
+    Raises CheckpointError for a file of another kind or another network, FileNotFoundError for a missing one.
+    """
+    path = resolve(path_or_name)
+    if data is None:
+        if not Path(path).is_file():
+            known = ", ".join(bundled()) or "none"
+            raise FileNotFoundError(f"{path_or_name}: no such checkpoint file, nor bundled weights (bundled: {known})")
+        data = Path(path).read_bytes()
+    state = _read_safetensors(path, data) if path.endswith(".safetensors") else _read_torch(path, data)
+    config = recognise(state, path)
+    network = RefinementNetwork(config)
+    _check(state, network.state_dict(), config, path)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def save(
+    network: RefinementNetwork, path: str | Path, card: dict[str, Any], dtype: torch.dtype = torch.float16
+) -> None:
+    """Write an unfolded network as safetensors; `card` (data, steps, figures) goes into the file's metadata as json."""
+    state = {
+        key: (value.to(dtype) if value.is_floating_point() else value).contiguous()
+        for key, value in network.state_dict().items()
+    }
+    metadata = {"config": network.config.name, "card": json.dumps(card, sort_keys=True)}
+    Path(path).write_bytes(save_safetensors(state, metadata=metadata))
+
+
+def recognise(state: dict[str, Tensor], path: str) -> NetworkConfig:
+    """Which published configuration a state dict belongs to, told by the head's width (unique to each)."""
+    key = "decode_head.conv_seg.weight"
+    by_width = {sum(config.stages[-1][2]): config for config in CONFIGS.values()}
+    if key not in state:
+        raise CheckpointError(
+            f"{path}: missing key '{key}'; not a boundary refinement checkpoint ({len(state)} entries)"
+        )
+    shape = tuple(state[key].shape)
+    if len(shape) != 4 or shape[1] not in by_width:
+        expected = ", ".join(f"{c.name} has (2, {w}, 1, 1)" for w, c in by_width.items())
+        raise CheckpointError(f"{path}: key '{key}' has shape {shape}; {expected}")
+    return by_width[shape[1]]
+
+
+def _check(state: dict[str, Tensor], expected: dict[str, Tensor], config: NetworkConfig, path: str) -> None:
+    for key, value in expected.items():
+        if key not in state:
+            raise CheckpointError(f"{path}: missing key '{key}' of {config.name}")
+        if state[key].shape != value.shape:
+            raise CheckpointError(
+                f"{path}: key '{key}' has shape {tuple(state[key].shape)}, {config.name} expects {tuple(value.shape)}"
+            )
+    for key in state:
+        if key not in expected:
+            raise CheckpointError(f"{path}: unexpected key '{key}' for {config.name}")
+
+
+def _read_safetensors(path: str, data: bytes) -> dict[str, Tensor]:
+    try:
+        state = load_safetensors(data)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _read_torch(path: str, data: bytes) -> dict[str, Tensor]:
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a different type for each way a file can be broken
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path}: not a torch checkpoint that loads without running code ({reason})") from None
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(f"{path}: expected {{'state_dict': {{name: tensor}}}} or {{name: tensor}}")
+    state = {str(key).removeprefix("module."): value for key, value in content.items()}
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}

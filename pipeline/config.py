@@ -1,0 +1,108 @@
+"""The settings behind every flag of a job; a YAML file gives them, flags override it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import tyro
+import yaml
+
+from pipeline import storage
+from pipeline.records import InputError
+
+Format = Literal["cityscapes", "coco", "parquet"]
+
+NMS_THRESHOLDS: dict[str, float] = {"cityscapes": 0.55, "coco": 0.25, "parquet": 0.25}
+"""IoU above which one patch suppresses another, as the reference infers on each kind of data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineConfig:
+    """Refine the instance masks of a whole dump.
+
+    Settings may also come from a YAML file, named first: `jobs/refine.py nightly.yaml --limit 100`.
+    """
+
+    predictions: str
+    """The coarse masks: a Cityscapes folder, a COCO results json, or Parquet; any fsspec URL."""
+    images: str
+    """The folder the images lie in, flat or by city; any fsspec URL."""
+    output: str
+    """The folder for the refined dump; running again with the same output does only what is missing."""
+    format: Format | Literal["auto"] = "auto"
+    """Form of the predictions; `auto` tells it by what is there."""
+    output_format: Format | Literal["same"] = "same"
+    """Form of the output; `same` is the input's."""
+    image_list: str | None = None
+    """COCO only: a json whose `images` give each image_id its file_name (annotations are not needed)."""
+    image_pattern: str | None = None
+    """COCO only: the file name as a pattern, for example '{image_id:012d}.jpg', instead of a list."""
+    checkpoint: str = "hrnet18s_128"
+    """Bundled weights by name, our .safetensors, or the reference's .pth; any fsspec URL."""
+    nms_threshold: float | None = None
+    """Patches that overlap more than this IoU are thinned out; default 0.55 for Cityscapes, else 0.25."""
+    patch_size: int = 64
+    """Side of a patch in frame pixels; the published checkpoints expect 64."""
+    padding: int = 0
+    """Context added around each patch on every side, in frame pixels."""
+    parity: bool = False
+    """Do exactly as the reference: row-major tie order, its two slips at the right and bottom border."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the network; `auto` is fp32 on a CPU and bf16 on a GPU."""
+    batch_size: int | None = None
+    """Patches per network batch; the default suits the device."""
+    frames_per_block: int = 8
+    """Frames that travel, and are committed, together."""
+    workers: int | None = None
+    """Network processes at most; default one per GPU, or one per machine without any."""
+    gpus_per_worker: float = 1.0
+    """GPUs (or a share of one) for each network process, where the cluster has GPUs."""
+    local: bool = False
+    """Run in this one process, without Ray."""
+    limit: int | None = None
+    """Only the first so many frames of the dump."""
+    strict: bool = False
+    """Exit with an error if any frame was set aside, not only if all were."""
+
+    def __post_init__(self) -> None:
+        if self.nms_threshold is not None and not 0 < self.nms_threshold < 1:
+            raise InputError(f"nms_threshold is {self.nms_threshold}: expected a number between 0 and 1")
+        for name, least in (("patch_size", 8), ("padding", 0), ("frames_per_block", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}: expected at least {least}")
+        for name in ("batch_size", "workers", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}: expected at least 1")
+
+
+def parse(arguments: list[str]) -> RefineConfig:
+    """A job's settings from its command line; a first argument ending in .yaml or .yml is read as if it were flags.
+
+    Raises InputError for a file that is not a mapping of known settings, SystemExit for wrong flags and for --help.
+    """
+    if arguments and arguments[0].endswith((".yaml", ".yml")):
+        arguments = [*_flags(arguments[0]), *arguments[1:]]
+    return tyro.cli(RefineConfig, args=arguments)
+
+
+def _flags(path: str) -> list[str]:
+    try:
+        settings = yaml.safe_load(storage.read(path))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: expected a mapping of settings, got {type(settings).__name__}")
+    known = {field.name: field for field in fields(RefineConfig)}
+    flags = []
+    for key, value in settings.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise InputError(f"{path}: unknown setting {key!r}; known are {', '.join(known)}")
+        flag = str(name).replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            flags += [f"--{flag}", str(value)]
+    return flags

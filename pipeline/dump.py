@@ -1,0 +1,49 @@
+"""Which reader and writer a dump's settings ask for."""
+
+from __future__ import annotations
+
+from pipeline import storage
+from pipeline.config import Format, RefineConfig
+from pipeline.formats import Reader, Writer
+from pipeline.formats.cityscapes import CityscapesReader, CityscapesWriter
+from pipeline.formats.coco import CocoReader, CocoWriter
+from pipeline.formats.parquet import ParquetReader, ParquetWriter
+from pipeline.records import InputError
+
+
+def input_format(config: RefineConfig) -> Format:
+    """The form of the predictions: as set, or told by the path (.json, .parquet) and by what a folder holds."""
+    if config.format != "auto":
+        return config.format
+    path = config.predictions.rstrip("/")
+    if path.endswith(".json"):
+        return "coco"
+    if path.endswith(".parquet"):
+        return "parquet"
+    if not storage.exists(path):
+        raise InputError(f"{path}: no such file or folder of predictions")
+    if storage.is_dir(path):
+        if storage.find(path, ("_pred.txt",)):
+            return "cityscapes"
+        if storage.find(path, (".parquet",)):
+            return "parquet"
+    raise InputError(f"{path}: expected a folder with *_pred.txt files, a results .json, or .parquet; or give --format")
+
+
+def reader(config: RefineConfig, form: Format) -> Reader:
+    """The reader for a dump; InputError where the settings do not suit the form."""
+    listed = config.image_list is not None or config.image_pattern is not None
+    if form == "coco":
+        return CocoReader(config.predictions, config.images, config.image_list, config.image_pattern)
+    if listed:
+        raise InputError(f"image_list and image_pattern are for COCO json; {config.predictions} is read as {form}")
+    return (
+        CityscapesReader(config.predictions, config.images)
+        if form == "cityscapes"
+        else ParquetReader(config.predictions, config.images)
+    )
+
+
+def writer(output: str, form: Format) -> Writer:
+    """The writer for a refined dump below the folder `output`."""
+    return {"cityscapes": CityscapesWriter, "coco": CocoWriter, "parquet": ParquetWriter}[form](output)

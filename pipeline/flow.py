@@ -1,0 +1,309 @@
+"""The stages in one process (`run_local`) or on a cluster (`run_ray`): the only file that knows Ray Data.
+
+    dump --list--> frames - ledger.done = todo
+    todo -> read + extract (CPU tasks) -> refine (actors) -> assemble + commit (CPU tasks) -> receipts -> driver
+
+Rows are whole frames; between the stages travel their patches and probabilities as ragged tensor columns. Nothing but
+the outputs touches the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline import dump, storage
+from pipeline.config import NMS_THRESHOLDS, RefineConfig
+from pipeline.formats import Reader, Writer
+from pipeline.ledger import Ledger
+from pipeline.progress import Progress, Summary
+from pipeline.records import FrameRef, InputError
+from pipeline.stages import Cutting, Receipt, Work, assemble, commit, extract, refine
+
+if TYPE_CHECKING:
+    from model import Refiner
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a worker needs to know about a run; small and picklable."""
+
+    reader: Reader
+    writer: Writer
+    images: str
+    cutting: Cutting
+    load_refiner: Callable[[], Refiner]
+    blocks: list[list[FrameRef]]
+    """The frames to do, in groups that are refined and committed together."""
+
+
+def run(config: RefineConfig, log: Callable[[str], None] = print) -> Summary:
+    """Refine a dump: list it, leave out what is done, refine the rest, write the final output.
+
+    Raises InputError where nothing can be done at all. Frames with a fault are set aside in `_ledger/quarantine.csv`.
+    """
+    config = _absolute(config)
+    form = dump.input_format(config)
+    output_form = form if config.output_format == "same" else config.output_format
+    reader, writer = dump.reader(config, form), dump.writer(config.output, output_form)
+    threshold = config.nms_threshold if config.nms_threshold is not None else NMS_THRESHOLDS[form]
+    cutting = Cutting(threshold, config.patch_size, config.padding, config.parity)
+
+    weights = hashlib.sha256(storage.read(config.checkpoint)).hexdigest()
+    load_refiner = partial(_load_refiner, config.checkpoint, config.precision, config.batch_size)
+    started = time.monotonic()
+    refs = reader.list_frames()[: config.limit]
+    if not refs:
+        raise InputError(f"{config.predictions}: no frame found, read as {form}")
+    with closing(Ledger(config.output)) as ledger:
+        ledger.open(_fingerprint(config, form, output_form, cutting, weights))
+        todo = [ref for ref in refs if ref.frame_id not in ledger.parts]
+        size = config.frames_per_block
+        plan = Plan(
+            reader,
+            writer,
+            config.images,
+            cutting,
+            load_refiner,
+            [todo[i : i + size] for i in range(0, len(todo), size)],
+        )
+        progress = Progress(total=len(todo), done_before=len(refs) - len(todo), log=log)
+        if todo:
+            blocks = run_local(plan) if config.local else run_ray(plan, config.workers, config.gpus_per_worker)
+            with _terminated_as_exit():
+                for receipts in blocks:
+                    ledger.record(receipts)
+                    progress.update(receipts)
+        ledger.flush()
+        if any(ref.frame_id in ledger.parts for ref in refs):
+            writer.finish(refs, ledger.parts)
+        return progress.summary(config.output, ledger.aside, time.monotonic() - started)
+
+
+def run_local(plan: Plan) -> Iterator[list[Receipt]]:
+    """All stages in this process; yields the receipts of each block.
+
+    The next block is read while the network refines one and the last is written.
+    """
+    refiner = plan.load_refiner()
+
+    def read(block: list[FrameRef]) -> list[tuple[Work, np.ndarray]]:
+        return [extract(ref, plan.reader, plan.images, plan.cutting) for ref in block]
+
+    def write(works: list[Work], probabilities: list[np.ndarray]) -> list[Receipt]:
+        for work, part in zip(works, probabilities):
+            assemble(work, part)
+        return commit(works, plan.writer)
+
+    with ThreadPoolExecutor(1) as readers, ThreadPoolExecutor(1) as writers:
+        upcoming = readers.submit(read, plan.blocks[0])
+        written = None
+        for following in [*plan.blocks[1:], None]:
+            extracted = upcoming.result()
+            if following is not None:
+                upcoming = readers.submit(read, following)
+            works, patches = [work for work, _ in extracted], [part for _, part in extracted]
+            probabilities = refine(works, patches, refiner, plan.cutting.padding)
+            if written is not None:
+                yield written.result()
+            written = writers.submit(write, works, probabilities)
+        if written is not None:
+            yield written.result()
+
+
+def run_ray(plan: Plan, workers: int | None, gpus_per_worker: float) -> Iterator[list[Receipt]]:
+    """The same stages as Ray Data operators, on the cluster at RAY_ADDRESS or a new one on this machine."""
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+
+    with _ray_session():
+        pool, resources, threads = _pool(ray.cluster_resources(), len(_alive_nodes()), workers, gpus_per_worker)
+        context = DataContext.get_current().copy()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        # A block is a batch: splitting one would make the network wait for its rest.
+        context.target_max_block_size = None
+        context.execution_options.preserve_order = False
+        context.execution_no_progress_timeout_s = 600
+        with DataContext.current(context):
+            rows = (
+                ray.data.read_datasource(_blocks_source(plan.blocks))
+                .map(partial(_extract_row, plan=replace(plan, blocks=[])))
+                .map_batches(
+                    _RefineActor,
+                    fn_constructor_args=(plan.load_refiner, plan.cutting.padding, threads),
+                    batch_size=len(plan.blocks[0]),
+                    compute=ActorPoolStrategy(min_size=1, max_size=pool),
+                    **resources,
+                )
+                .map_batches(partial(_write_batch, writer=plan.writer), batch_size=None)
+            )
+            for batch in rows.iter_batches(batch_size=None, prefetch_batches=0):
+                yield [pickle.loads(receipt) for receipt in batch["receipt"]]
+
+
+def _extract_row(row: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    import cv2
+
+    cv2.setNumThreads(1)
+    work, patches = extract(pickle.loads(row["ref"]), plan.reader, plan.images, plan.cutting)
+    return {"work": pickle.dumps(work), "patches": patches}
+
+
+class _RefineActor:
+    def __init__(self, load_refiner: Callable[[], Refiner], padding: int, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.refiner, self.padding = load_refiner(), padding
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        works = [pickle.loads(work) for work in batch["work"]]
+        # One column of ragged tensors arrives as one array where all rows happen to have the same shape.
+        parts = refine(works, list(batch["patches"]), self.refiner, self.padding)
+        probabilities = np.empty(len(parts), object)
+        for i, part in enumerate(parts):
+            probabilities[i] = part
+        return {"work": np.array([pickle.dumps(work) for work in works], object), "probabilities": probabilities}
+
+
+def _write_batch(batch: dict[str, np.ndarray], writer: Writer) -> dict[str, np.ndarray]:
+    import cv2
+
+    cv2.setNumThreads(1)
+    works = [pickle.loads(work) for work in batch["work"]]
+    for work, probabilities in zip(works, batch["probabilities"]):
+        assemble(work, probabilities)
+    return {"receipt": np.array([pickle.dumps(receipt) for receipt in commit(works, writer)], object)}
+
+
+def _blocks_source(blocks: list[list[FrameRef]]) -> Any:
+    """A Ray Data source with one read task per block, so that a block is a unit of work and of repetition."""
+    import pyarrow as pa
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import Datasource, ReadTask
+
+    class Blocks(Datasource):
+        def estimate_inmemory_data_size(self) -> None:
+            return None
+
+        def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
+            tasks = []
+            for block in blocks:
+                rows = [pickle.dumps(ref) for ref in block]
+                metadata = BlockMetadata(
+                    num_rows=len(rows), size_bytes=sum(map(len, rows)), input_files=None, exec_stats=None
+                )
+                tasks.append(ReadTask(lambda rows=rows: [pa.table({"ref": pa.array(rows, pa.binary())})], metadata))
+            return tasks
+
+    return Blocks()
+
+
+def _alive_nodes() -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+
+
+def _pool(
+    resources: dict[str, float], nodes: int, workers: int | None, gpus_per_worker: float
+) -> tuple[int, dict[str, float], int]:
+    """How many network processes at most, what each reserves, and its threads.
+
+    With GPUs an actor reserves no CPU: Ray would set one aside for each, and starve the reading tasks without a word.
+    Without, an actor uses all threads of its machine but leaves a quarter of its CPUs (at least one) for the other
+    stages.
+    """
+    gpus, cpus = resources.get("GPU", 0), int(resources.get("CPU", 1))
+    if gpus:
+        return workers or max(1, int(gpus / gpus_per_worker)), {"num_gpus": gpus_per_worker, "num_cpus": 0}, 1
+    workers = workers or max(1, nodes)
+    share = max(1, cpus // workers)
+    return workers, {"num_cpus": max(0, share - max(1, share // 4))}, share
+
+
+@contextmanager
+def _ray_session() -> Iterator[None]:
+    """Join the Ray cluster this process belongs to, or start one and stop it again."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level="WARNING")
+    else:
+        ray.init(address="local", include_dashboard=False, logging_level="WARNING")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _terminated_as_exit() -> Iterator[None]:
+    """Let SIGTERM (`ray job stop`, a preempted node) unwind like Ctrl-C, so that the ledger is flushed."""
+
+    def leave(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # only the main thread may set handlers
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _absolute(config: RefineConfig) -> RefineConfig:
+    """The same settings with paths that mean the same in every process."""
+    from model.checkpoint import resolve
+
+    checkpoint = resolve(config.checkpoint)
+    return replace(
+        config,
+        predictions=storage.absolute(config.predictions),
+        images=storage.absolute(config.images),
+        output=storage.absolute(config.output),
+        image_list=config.image_list and storage.absolute(config.image_list),
+        checkpoint=storage.absolute(checkpoint),
+    )
+
+
+def _load_refiner(checkpoint: str, precision: Any, batch_size: int | None) -> Refiner:
+    from model import Refiner
+    from model.checkpoint import load
+
+    return Refiner(load(checkpoint, storage.read(checkpoint)), precision=precision, batch_size=batch_size)
+
+
+def _fingerprint(config: RefineConfig, form: str, output_form: str, cutting: Cutting, weights: str) -> dict[str, Any]:
+    return {
+        "predictions": config.predictions,
+        "images": config.images,
+        "format": form,
+        "output_format": output_form,
+        "weights_sha256": weights,
+        "nms_threshold": cutting.nms_threshold,
+        "patch_size": cutting.patch_px,
+        "padding": cutting.padding,
+        "parity": cutting.parity,
+        "precision": config.precision,
+        "batch_size": config.batch_size,
+    }

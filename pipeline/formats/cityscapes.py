@@ -1,0 +1,151 @@
+"""Cityscapes results: a `<image>_pred.txt` per image that lists one PNG per instance."""
+
+from __future__ import annotations
+
+import math
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline import storage
+from pipeline.formats.mask_png import decode_png, encode_png
+from pipeline.records import Frame, FrameRef, InputError, Instance
+
+PRED = "_pred.txt"
+IMAGES = (".png", ".jpg", ".jpeg")
+LABEL_IDS = range(24, 34)
+"""Cityscapes' classes with instances: person, rider, car, truck, bus, caravan, trailer, train, motorcycle, bicycle."""
+
+
+@dataclass(frozen=True)
+class CityscapesReader:
+    """Reads the folder `predictions`; images are found below the folder `images` by name, flat or by city.
+
+    A frame's id is the path of its `_pred.txt` below `predictions` without that ending: `<city>/<image>` or `<image>`.
+    """
+
+    predictions: str
+    images: str
+
+    def list_frames(self) -> list[FrameRef]:
+        """One reference per `_pred.txt`, by path. InputError where there is none or one of the folders is missing."""
+        listed = storage.find(self.predictions, (PRED,))
+        if not listed:
+            raise InputError(f"{self.predictions}: expected files named <image>{PRED} in or below this folder")
+        images, same = defaultdict(list), defaultdict(list)
+        for path in storage.find(self.images, IMAGES):
+            images[posixpath.splitext(posixpath.basename(path))[0]].append(path)
+        for path in listed:
+            same[_stem(path)].append(path)
+        return [self._ref(path, images.get(_stem(path), []), same[_stem(path)]) for path in listed]
+
+    def _ref(self, path: str, images: list[str], same: list[str]) -> FrameRef:
+        stem, error = _stem(path), ""
+        if len(same) > 1:
+            error = f"expected one {stem}{PRED}, found {' and '.join(same)}"
+        elif len(images) > 1:
+            error = f"expected one image named {stem} below {self.images}, found {' and '.join(images)}"
+        elif not images:
+            error = f"expected an image {stem}.png (or .jpg, .jpeg) below {self.images}"
+        return FrameRef(
+            frame_id=path[: -len(PRED)],
+            file_name=images[0] if len(images) == 1 else "",
+            source=path,
+            error=error and f"{storage.join(self.predictions, path)}: {error}",
+        )
+
+    def read(self, ref: FrameRef, width: int, height: int) -> list[Instance]:
+        """The instances in the order of the lines; an instance's id is its PNG's path as the line has it.
+
+        Any non-zero colour is the object. InputError names the `_pred.txt` and line, or the PNG.
+        """
+        file = storage.join(self.predictions, ref.source)
+        try:
+            lines = storage.read(file).decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise InputError(f"{file}: expected text in UTF-8") from None
+        folder = posixpath.dirname(file)
+        instances: list[Instance] = []
+        seen: dict[str, int] = {}
+        for number, line in enumerate(lines, 1):
+            if fields := line.split():
+                try:
+                    name, label, score = _fields(fields)
+                    first = seen.setdefault(posixpath.normpath(name), number)
+                    if first != number:
+                        raise InputError(f"expected every PNG once, {name} is also in line {first}")
+                    url = storage.join(folder, name)
+                except InputError as error:
+                    raise InputError(f"{file}:{number}: {error}") from None
+                mask, origin = decode_png(url, storage.read(url), width, height)
+                instances.append(Instance(name, label, score, mask, origin))
+        return instances
+
+
+@dataclass(frozen=True)
+class CityscapesWriter:
+    """Writes below the folder `output`; nothing is left to do when all frames are committed."""
+
+    output: str
+
+    def commit(self, frames: Sequence[Frame]) -> str:
+        """Each frame's PNGs (8-bit gray, 0 and 255, full frame), then its `_pred.txt`, in the frame's order.
+
+        Paths are those of the input where it was a Cityscapes folder. Elsewhere a frame is named after its image,
+        and its PNGs `<image>_<number>.png`.
+        """
+        for frame in frames:
+            base = _base(frame)
+            folder = posixpath.dirname(base)
+            names = _png_names(frame, posixpath.basename(base))
+            lines = []
+            for instance, name in zip(frame.instances, names):
+                png = encode_png(instance.mask, instance.origin, frame.width, frame.height)
+                storage.put(storage.join(self.output, posixpath.join(folder, name)), png)
+                lines.append(f"{name} {instance.category_id} {float(instance.score)!r}\n")
+            storage.put(storage.join(self.output, base + PRED), "".join(lines).encode())
+        return ""
+
+    def finish(self, refs: Sequence[FrameRef], parts: Mapping[str, str]) -> None:
+        """Nothing: the committed frames are the final output."""
+
+
+def _stem(path: str) -> str:
+    return posixpath.basename(path)[: -len(PRED)]
+
+
+def _fields(fields: list[str]) -> tuple[str, int, float]:
+    if len(fields) != 3:
+        raise InputError(f"expected '<png> <labelID> <score>', got {len(fields)} fields")
+    name, label, score = fields
+    try:
+        label_id = int(label)
+    except ValueError:
+        raise InputError(f"expected a whole number as label id, got {label!r}") from None
+    if label_id not in LABEL_IDS:
+        raise InputError(f"unknown category {label_id}, expected {LABEL_IDS[0]} to {LABEL_IDS[-1]}")
+    try:
+        value = float(score)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"expected a finite number as score, got {score!r}")
+    return name, label_id, value
+
+
+def _base(frame: Frame) -> str:
+    """The path of a frame's `_pred.txt` without that ending."""
+    image = posixpath.splitext(frame.file_name)[0]
+    # Only a Cityscapes folder names its frames after their images; its frame ids also know the city's folder.
+    return frame.frame_id if posixpath.basename(frame.frame_id) == posixpath.basename(image) else image
+
+
+def _png_names(frame: Frame, stem: str) -> list[str]:
+    names = [instance.instance_id for instance in frame.instances]
+    if all(name.endswith(".png") and not re.search(r"\s", name) for name in names) and len({*names}) == len(names):
+        return names
+    # A line is split at white space, so there can be none in a PNG's name.
+    stem = re.sub(r"[\s%]", lambda found: f"%{ord(found[0]):02X}", stem)
+    return [f"{stem}_{number:03d}.png" for number in range(len(names))]

@@ -1,0 +1,251 @@
+"""COCO results: one json with a list of entries, one instance each, that may be larger than memory."""
+
+from __future__ import annotations
+
+import json
+import sys
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from pipeline import rle, storage
+from pipeline.formats import json_list
+from pipeline.formats import parts as part_files
+from pipeline.records import Frame, FrameRef, InputError, Instance
+
+NEARBY = 64 << 10
+"""Entries with fewer bytes than that between them are read at once: another request would cost more."""
+
+WINDOW = 1 << 18
+"""Entries held while a json is written in which the images are mixed."""
+
+_REWRITTEN = ("category_id", "segmentation", "bbox", "area", "score")
+
+
+@dataclass(frozen=True)
+class CocoReader:
+    """Reads the results json `predictions`; images are found by their ids, below the folder `images`.
+
+    Either `image_list` is given, a json whose `images` have `id` and `file_name` and whose `categories`, where it has
+    any, are all that may occur; or `image_pattern`, such as `{image_id:012d}.jpg`.
+    """
+
+    predictions: str
+    images: str
+    image_list: str | None = None
+    image_pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.image_list is None) == (self.image_pattern is None):
+            raise InputError(f"{self.predictions}: expected either image_list or image_pattern beside COCO results")
+
+    def list_frames(self) -> list[FrameRef]:
+        """One reference per image in the order in which they first appear. Entries are seen one at a time.
+
+        InputError names the byte where the file is no list of objects, or the entry whose `image_id` is no id.
+        """
+        file_names, categories = _read_image_list(self.image_list) if self.image_list is not None else (None, None)
+        owner_of: dict[str, int] = {}
+        image_ids: list[int | str] = []
+        unknown: dict[int, str] = {}
+        spans, owners = array("q"), array("q")
+        for number, (offset, length, entry) in enumerate(json_list.scan(self.predictions)):
+            image_id = entry.get("image_id")
+            if type(image_id) not in (int, str) or not str(image_id).isprintable():
+                raise InputError(
+                    f"{self._entry(number)}: expected a whole number or text as image_id, found {image_id!r:.40}"
+                )
+            owner = owner_of.setdefault(str(image_id), len(image_ids))
+            if owner == len(image_ids):
+                image_ids.append(image_id)
+            elif type(image_id) is not type(image_ids[owner]):
+                raise InputError(f"{self._entry(number)}: image_id {image_id!r}, expected numbers or text throughout")
+            category = entry.get("category_id")
+            if categories is not None and type(category) is int and category not in categories:
+                message = f"unknown category {category}, expected one that {self.image_list} lists"
+                unknown.setdefault(owner, f"{self._entry(number)}: {message}")
+            spans.extend((offset, length))
+            owners.append(owner)
+        numbers = np.argsort(np.array(owners, np.int64), kind="stable")
+        ends = np.cumsum(np.bincount(np.array(owners, np.int64), minlength=len(image_ids)))
+        of_entry = np.array(spans, np.int64).reshape(-1, 2)
+        refs = []
+        for owner, (image_id, mine) in enumerate(zip(image_ids, np.split(numbers, ends[:-1]))):
+            file_name, error = self._file_name(image_id, file_names)
+            refs.append(
+                FrameRef(
+                    frame_id=str(image_id),
+                    file_name=file_name,
+                    source=of_entry[mine].tobytes(),
+                    positions=tuple(mine.tolist()),
+                    error=f"{self._entry(int(mine[0]))}: {error}" if error else unknown.get(owner, ""),
+                )
+            )
+        return refs
+
+    def _entry(self, number: int) -> str:
+        return f"{self.predictions}: entry {number}"
+
+    def _file_name(self, image_id: int | str, file_names: dict[int | str, str] | None) -> tuple[str, str]:
+        """The image's file name, and what is wrong where there is none."""
+        if file_names is not None:
+            error = f"image_id {image_id!r}, expected one that {self.image_list} lists"
+            return (file_names[image_id], "") if image_id in file_names else ("", error)
+        try:
+            return str(self.image_pattern).format(image_id=image_id), ""
+        except (ValueError, LookupError, AttributeError, TypeError) as error:
+            return "", f"image_id {image_id!r}, expected one that the pattern {self.image_pattern} can take ({error})"
+
+    def read(self, ref: FrameRef, width: int, height: int) -> list[Instance]:
+        """The instances of an image; an instance's id is its entry's number. InputError names the file and the entry.
+
+        `extra` has all keys that the writer does not make anew, `image_id` among them as it was; an entry without a
+        score counts as 1 and has None in `extra` as a mark.
+        """
+        instances = []
+        for number, data in zip(ref.positions, self._bytes(ref.source)):
+            try:
+                instances.append(_instance(number, ref.frame_id, data, width, height))
+            except InputError as error:
+                raise InputError(f"{self._entry(number)}: {error}") from None
+        return instances
+
+    def _bytes(self, source: bytes) -> Iterator[bytes]:
+        spans = [(start, start + length) for start, length in np.frombuffer(source, np.int64).reshape(-1, 2).tolist()]
+        first = 0
+        for last, (_, end) in enumerate(spans):
+            if last + 1 == len(spans) or spans[last + 1][0] - end > NEARBY:
+                begin = spans[first][0]
+                data = storage.read(self.predictions, begin, end)
+                yield from (data[start - begin : stop - begin] for start, stop in spans[first : last + 1])
+                first = last + 1
+
+
+@dataclass(frozen=True)
+class CocoWriter:
+    """Writes `refined.json` below the folder `output`: a list of results, one entry per line.
+
+    Where the dump came from elsewhere, images are numbered from 1 in its order, entries also have the `file_name`, and
+    `images.json` lists the images so that CocoReader can read the dump.
+    """
+
+    output: str
+
+    def commit(self, frames: Sequence[Frame]) -> str:
+        return part_files.commit(self.output, frames)
+
+    def finish(self, refs: Sequence[FrameRef], parts: Mapping[str, str]) -> None:
+        """Entries in the order of the input's json, or else by frame; memory is bounded by WINDOW and some parts."""
+        held = part_files.Parts(self.output, parts)
+        if any(ref.positions for ref in refs):
+            with storage.open_write(storage.join(self.output, "refined.json")) as file:
+                json_list.write(file, _by_position(refs, held))
+            return
+        images: list[str] = []
+        categories: set[int] = set()
+        with storage.open_write(storage.join(self.output, "refined.json")) as file:
+            json_list.write(file, _by_frame(refs, held, images, categories))
+        with storage.open_write(storage.join(self.output, "images.json")) as file:
+            file.write(b'{"images": ')
+            json_list.write(file, images)
+            file.write(b', "categories": ')
+            json_list.write(file, (_dumps({"id": category, "name": str(category)}) for category in sorted(categories)))
+            file.write(b"}\n")
+
+
+def _read_image_list(url: str) -> tuple[dict[int | str, str], set[int] | None]:
+    """The file name of each image id, and the category ids where the file lists them."""
+    try:
+        content = json.loads(storage.read(url))
+        images = content["images"]
+        file_names = {image["id"]: image["file_name"] for image in images}
+        categories = {category["id"] for category in content["categories"]} if content.get("categories") else None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{url}: expected json: {error}") from None
+    except (KeyError, TypeError, AttributeError):
+        expected = '{"images": [{"id", "file_name"}, ...], "categories": [{"id"}, ...]}'
+        raise InputError(f"{url}: expected {expected}, the categories may be left out") from None
+    if not all(isinstance(name, str) for name in file_names.values()):
+        raise InputError(f"{url}: expected text as file_name of every image")
+    if len(file_names) != len(images):
+        raise InputError(f"{url}: expected every image id once")
+    return file_names, categories
+
+
+def _instance(number: int, frame_id: str, data: bytes, width: int, height: int) -> Instance:
+    try:
+        entry = json.loads(data)
+    except ValueError:
+        entry = None
+    if not isinstance(entry, dict) or str(entry.get("image_id")) != frame_id:
+        raise InputError(f"expected the entry of image {frame_id} that was listed here; the file has changed")
+    category, score = entry.get("category_id"), entry.get("score", 1.0)
+    if type(category) is not int or abs(category) >> 63:
+        raise InputError(f"expected a whole number as category_id, found {category!r:.40}")
+    if type(score) not in (int, float) or not abs(score) <= sys.float_info.max:
+        raise InputError(f"expected a finite number as score, found {score!r:.40}")
+    segmentation = entry.get("segmentation")
+    if isinstance(segmentation, dict):
+        mask, origin = rle.decode(segmentation.get("counts"), segmentation.get("size"), width, height)
+    else:
+        mask, origin = rle.from_polygons(segmentation, width, height)
+    extra = {key: value for key, value in entry.items() if key not in _REWRITTEN}
+    if "score" not in entry:
+        extra["score"] = None
+    return Instance(str(number), category, float(score), mask, origin, extra=extra)
+
+
+def _by_frame(
+    refs: Sequence[FrameRef], held: part_files.Parts, images: list[str], categories: set[int]
+) -> Iterator[str]:
+    for place, table in held.in_order(refs):
+        row = table.to_pylist()[0]
+        image = {"id": place + 1, "file_name": row["file_name"], "height": row["height"], "width": row["width"]}
+        images.append(_dumps(image))
+        for instance, extra in zip(row["instances"], row["extra"]):
+            categories.add(instance["category_id"])
+            yield _line(instance, {"image_id": place + 1, "file_name": row["file_name"]} | json.loads(extra))
+
+
+def _by_position(refs: Sequence[FrameRef], held: part_files.Parts) -> Iterator[str]:
+    """Every window of entries is put together from the parts that have some of them; most often these are few."""
+    refs = [ref for ref in refs if ref.frame_id in held.of_frame]
+    paths = {path: number for number, path in enumerate(dict.fromkeys(held.of_frame[ref.frame_id] for ref in refs))}
+    counts = np.array([len(ref.positions) for ref in refs], np.int64)
+    positions = np.fromiter(chain.from_iterable(ref.positions for ref in refs), np.int64, counts.sum())
+    frames = np.repeat(np.arange(len(refs)), counts)
+    numbers = np.arange(len(frames)) - np.repeat(np.cumsum(counts) - counts, counts)
+    part_of = np.array([paths[held.of_frame[ref.frame_id]] for ref in refs], np.int64)
+    order = np.argsort(positions, kind="stable")
+    for start in range(0, len(order), WINDOW):
+        window = order[start : start + WINDOW]
+        lines = [""] * len(window)
+        by_part = np.argsort(part_of[frames[window]], kind="stable")
+        cuts = np.flatnonzero(np.diff(part_of[frames[window[by_part]]])) + 1
+        for slots in np.split(by_part, cuts):
+            wanted = [(refs[frames[entry]].frame_id, int(numbers[entry])) for entry in window[slots]]
+            for slot, (instance, extra) in zip(slots, held.instances(wanted)):
+                lines[slot] = _line(instance, extra)
+        yield from lines
+
+
+def _line(instance: dict[str, Any], extra: dict[str, Any]) -> str:
+    entry = {
+        "image_id": extra["image_id"],
+        "category_id": instance["category_id"],
+        "segmentation": {"size": instance["size"], "counts": instance["counts"]},
+        "bbox": instance["bbox"],
+        "area": instance["area"],
+        "score": instance["score"],
+    }
+    if "score" in extra:
+        del entry["score"]
+    return _dumps(entry | {key: value for key, value in extra.items() if key not in ("image_id", "score")})
+
+
+def _dumps(value: dict[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":"))

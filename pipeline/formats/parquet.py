@@ -1,0 +1,211 @@
+"""Dumps in Parquet: one row per frame with the masks of all its instances, as FRAME_SCHEMA has them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyarrow.types as kind
+
+from pipeline import rle, storage
+from pipeline.formats import parts as part_files
+from pipeline.records import FRAME_SCHEMA, Frame, FrameRef, InputError, Instance
+
+FRAMES_PER_FILE = 2048
+FRAMES_PER_GROUP = 128
+"""A worker reads a whole row group for any frame of it, so that these are small."""
+
+
+def _is_text(found: pa.DataType) -> bool:
+    return kind.is_string(found) or kind.is_large_string(found) or kind.is_string_view(found)
+
+
+def _is_list(found: pa.DataType) -> bool:
+    return kind.is_list(found) or kind.is_large_list(found) or kind.is_fixed_size_list(found)
+
+
+def _is_number(found: pa.DataType) -> bool:
+    return kind.is_floating(found) or kind.is_integer(found)
+
+
+def _is_whole_numbers(found: pa.DataType) -> bool:
+    return _is_list(found) and kind.is_integer(found.value_type)
+
+
+def _is_structs(found: pa.DataType) -> bool:
+    return _is_list(found) and kind.is_struct(found.value_type)
+
+
+_Checks = Mapping[str, tuple[Callable[[pa.DataType], bool], str]]
+_COLUMNS: _Checks = {
+    "frame_id": (_is_text, "text"),
+    "file_name": (_is_text, "text"),
+    "height": (kind.is_integer, "whole numbers"),
+    "width": (kind.is_integer, "whole numbers"),
+    "instances": (_is_structs, "lists of structs"),
+}
+_NEEDED: _Checks = {
+    "instance_id": (_is_text, "text"),
+    "category_id": (kind.is_integer, "whole numbers"),
+    "size": (_is_whole_numbers, "lists of whole numbers"),
+    "counts": (_is_text, "text"),
+}
+_OPTIONAL: _Checks = {
+    "score": (_is_number, "numbers"),
+    "status": (_is_text, "text"),
+    "changed_pixels": (kind.is_integer, "whole numbers"),
+    "confidence": (_is_number, "numbers"),
+}
+
+
+@dataclass(frozen=True)
+class ParquetReader:
+    """Reads `predictions`, a Parquet file or a folder of them, with images below the folder `images` by `file_name`.
+
+    Of an instance, `score`, `status`, `changed_pixels` and `confidence` may be missing; `bbox`, `area` and columns that
+    FRAME_SCHEMA does not have are not looked at. In a folder, names that begin with _ or . are passed over with all
+    below them.
+    """
+
+    predictions: str
+    images: str
+
+    def list_frames(self) -> list[FrameRef]:
+        """One reference per row, by file and row; only ids and file names are read.
+
+        InputError names the file, and the column that is missing or of another type.
+        """
+        # A file of the same name may have been written anew since this process read from it.
+        _row_group.cache_clear()
+        refs = []
+        for url in self._files():
+            with _open(url) as file:
+                _check(url, file.schema_arrow)
+                for group in range(file.num_row_groups):
+                    names = file.read_row_group(group, columns=["frame_id", "file_name"])
+                    pairs = zip(names["frame_id"].to_pylist(), names["file_name"].to_pylist())
+                    for row, (frame_id, file_name) in enumerate(pairs):
+                        if not frame_id:
+                            raise InputError(f"{url}: row group {group}, row {row}: expected a frame_id")
+                        error = "" if file_name else f"{url}: frame {frame_id}: expected a file_name"
+                        refs.append(FrameRef(frame_id, file_name or "", (url, group, row), error=error))
+        times = Counter(ref.frame_id for ref in refs)
+        return [
+            FrameRef(ref.frame_id, ref.file_name, ref.source, error=_repeated(ref)) if times[ref.frame_id] > 1 else ref
+            for ref in refs
+        ]
+
+    def _files(self) -> Sequence[str]:
+        if not storage.is_dir(self.predictions):
+            return [self.predictions]
+        found = storage.find(self.predictions, (".parquet",))
+        names = [path for path in found if not any(part[0] in "_." for part in path.split("/"))]
+        if not names:
+            raise InputError(f"{self.predictions}: expected .parquet files in or below this folder")
+        return [storage.join(self.predictions, name) for name in names]
+
+    def read(self, ref: FrameRef, width: int, height: int) -> list[Instance]:
+        """The instances of one row, in order. InputError names the file, the frame and the instance."""
+        url, group, row = ref.source
+        place = f"{url}: frame {ref.frame_id}"
+        content = _row_group(url, group).slice(row, 1).to_pylist()
+        if not content or content[0]["frame_id"] != ref.frame_id:
+            raise InputError(f"{place}: expected the row that was listed here; the file has changed")
+        size = content[0]["height"], content[0]["width"]
+        if size != (height, width):
+            raise InputError(f"{place}: height and width {size}, expected {height, width} as the image")
+        instances = []
+        for number, fields in enumerate(content[0]["instances"] or []):
+            try:
+                instances.append(_instance(fields, width, height))
+            except InputError as error:
+                raise InputError(f"{place}: instance {number}: {error}") from None
+        return instances
+
+
+@dataclass(frozen=True)
+class ParquetWriter:
+    """Writes `part-00000.parquet` and so on below the folder `output`, under FRAME_SCHEMA."""
+
+    output: str
+
+    def commit(self, frames: Sequence[Frame]) -> str:
+        return part_files.commit(self.output, frames)
+
+    def finish(self, refs: Sequence[FrameRef], parts: Mapping[str, str]) -> None:
+        """The frames in the order of `refs`, FRAMES_PER_FILE to a file; files of a longer dump are removed."""
+        waiting: list[pa.Table] = []
+        written: set[str] = set()
+        for _, table in part_files.Parts(self.output, parts).in_order(refs):
+            waiting.append(table.select(FRAME_SCHEMA.names))
+            if len(waiting) == FRAMES_PER_FILE:
+                written.add(self._write(len(written), waiting))
+                waiting = []
+        if waiting or not written:
+            written.add(self._write(len(written), waiting))
+        for path in storage.find(self.output, (".parquet",)):
+            if re.fullmatch(r"part-\d{5,}\.parquet", path) and path not in written:
+                storage.remove(storage.join(self.output, path))
+
+    def _write(self, number: int, rows: Sequence[pa.Table]) -> str:
+        name = f"part-{number:05d}.parquet"
+        # One chunk, so that the bytes do not depend on how the frames lay in parts.
+        table = pa.concat_tables([FRAME_SCHEMA.empty_table(), *rows]).combine_chunks()
+        with storage.open_write(storage.join(self.output, name)) as file:
+            pq.write_table(table, file, row_group_size=FRAMES_PER_GROUP, compression="zstd")
+        return name
+
+
+@contextmanager
+def _open(url: str) -> Iterator[pq.ParquetFile]:
+    with storage.open_read(url) as source:
+        try:
+            yield pq.ParquetFile(source)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{url}: expected a Parquet file that can be read: {error}") from None
+
+
+@lru_cache(maxsize=2)
+def _row_group(url: str, group: int) -> pa.Table:
+    with _open(url) as file:
+        if group >= file.num_row_groups:
+            raise InputError(f"{url}: expected row group {group} that was listed here; the file has changed")
+        return file.read_row_group(group, columns=list(_COLUMNS))
+
+
+def _repeated(ref: FrameRef) -> str:
+    return f"{ref.source[0]}: expected every frame_id once, {ref.frame_id} occurs more often"
+
+
+def _check(url: str, schema: pa.Schema) -> None:
+    def check(fields: pa.Schema | pa.StructType, checks: _Checks, prefix: str, needed: bool) -> None:
+        for name, (fits, expected) in checks.items():
+            index = fields.get_field_index(name)
+            if index < 0 and needed:
+                raise InputError(f"{url}: column {prefix}{name} is missing, expected {expected}")
+            if index >= 0 and not fits(fields.field(index).type):
+                raise InputError(f"{url}: column {prefix}{name} has {fields.field(index).type}, expected {expected}")
+
+    check(schema, _COLUMNS, "", True)
+    instance = schema.field("instances").type.value_type
+    check(instance, _NEEDED, "instances.", True)
+    check(instance, _OPTIONAL, "instances.", False)
+
+
+def _instance(fields: dict[str, Any] | None, width: int, height: int) -> Instance:
+    if fields is None or any(fields[name] is None for name in _NEEDED):
+        raise InputError(f"expected values in {', '.join(_NEEDED)}, found {fields!r:.60}")
+    score = fields.get("score")
+    if score is not None and not math.isfinite(score):
+        raise InputError(f"expected a finite number as score, found {score}")
+    mask, origin = rle.decode(fields["counts"], fields["size"], width, height)
+    given = {name: fields[name] for name in _OPTIONAL if fields.get(name) is not None}
+    return Instance(fields["instance_id"], fields["category_id"], given.pop("score", 1.0), mask, origin, **given)

@@ -1,0 +1,122 @@
+"""Parts: what workers leave behind for the formats whose final files hold many frames, COCO and Parquet."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import rle, storage
+from pipeline.records import FRAME_SCHEMA, Frame, FrameRef, InputError, Instance
+
+FOLDER = "_ledger/parts"
+PART_SCHEMA = FRAME_SCHEMA.append(pa.field("extra", pa.list_(pa.string())))
+"""A row is one frame; `extra` has one json object per instance, its other keys."""
+
+KEPT_OPEN = 64
+"""Most parts held in memory while frames are read back in an order that is not the one they were committed in."""
+
+
+def row(frame: Frame) -> dict[str, Any]:
+    """One frame as a row of FRAME_SCHEMA, masks as compressed run lengths over the whole frame."""
+    return {
+        "frame_id": frame.frame_id,
+        "file_name": frame.file_name,
+        "height": frame.height,
+        "width": frame.width,
+        "instances": [_instance(instance, frame.width, frame.height) for instance in frame.instances],
+    }
+
+
+def _instance(instance: Instance, width: int, height: int) -> dict[str, Any]:
+    return {
+        "instance_id": instance.instance_id,
+        "category_id": instance.category_id,
+        "score": instance.score,
+        "size": [height, width],
+        "counts": rle.encode(instance.mask, instance.origin, width, height),
+        "bbox": instance.bbox,
+        "area": instance.area,
+        "status": instance.status,
+        "changed_pixels": instance.changed_pixels,
+        "confidence": instance.confidence,
+    }
+
+
+def commit(output: str, frames: Sequence[Frame]) -> str:
+    """Write frames as one part named after their ids; returns its path below `output`."""
+    rows = [row(frame) | {"extra": [json.dumps(i.extra) for i in frame.instances]} for frame in frames]
+    name = hashlib.sha256("\n".join(frame.frame_id for frame in frames).encode()).hexdigest()[:16]
+    path = f"{FOLDER}/{name}.parquet"
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, PART_SCHEMA), buffer, compression="zstd")
+    storage.put(storage.join(output, path), buffer.getvalue().to_pybytes())
+    return path
+
+
+class Parts:
+    """Reads parts back, holding a bounded number of them at a time."""
+
+    def __init__(self, output: str, parts: Mapping[str, str]) -> None:
+        self.output = output
+        self.of_frame = parts
+        self._open: OrderedDict[str, tuple[pa.Table, dict[str, int]]] = OrderedDict()
+
+    def table(self, path: str) -> tuple[pa.Table, dict[str, int]]:
+        """One part under PART_SCHEMA, and the row of each frame id in it."""
+        if path in self._open:
+            self._open.move_to_end(path)
+            return self._open[path]
+        url = storage.join(self.output, path)
+        table = pq.read_table(pa.BufferReader(storage.read(url))).combine_chunks()
+        if table.schema != PART_SCHEMA:
+            raise InputError(f"{url}: expected a part that this version of the program wrote")
+        rows = {frame_id: number for number, frame_id in enumerate(table["frame_id"].to_pylist())}
+        self._open[path] = table, rows
+        if len(self._open) > KEPT_OPEN:
+            self._open.popitem(last=False)
+        return table, rows
+
+    def drop(self, path: str) -> None:
+        """Let go of a part that is not needed again."""
+        self._open.pop(path, None)
+
+    def locate(self, frame_id: str) -> tuple[pa.Table, int]:
+        """The part that holds a frame, and its row there."""
+        path = self.of_frame[frame_id]
+        table, rows = self.table(path)
+        if frame_id not in rows:
+            raise InputError(f"{storage.join(self.output, path)}: expected frame {frame_id} in this part")
+        return table, rows[frame_id]
+
+    def instances(self, wanted: Sequence[tuple[str, int]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """The instances with these frame ids and numbers in the frame, all of one part, each with its other keys."""
+        table, _ = self.locate(wanted[0][0])
+        column, extra = table["instances"].chunk(0), table["extra"].chunk(0)
+        offsets = column.offsets.to_pylist()
+        places = []
+        for frame_id, number in wanted:
+            frame_row = self.locate(frame_id)[1]
+            places.append(offsets[frame_row] + number)
+            if places[-1] >= offsets[frame_row + 1]:
+                raise InputError(f"{self.output}: expected {number + 1} instances or more in frame {frame_id}")
+        found, extras = column.values.take(places).to_pylist(), extra.values.take(places).to_pylist()
+        return [(instance, json.loads(keys)) for instance, keys in zip(found, extras)]
+
+    def in_order(self, refs: Sequence[FrameRef]) -> Iterator[tuple[int, pa.Table]]:
+        """Of every frame that a part holds, in the order of `refs`: its place there and its row (a table, copied)."""
+        left = Counter(self.of_frame[ref.frame_id] for ref in refs if ref.frame_id in self.of_frame)
+        for place, ref in enumerate(refs):
+            if ref.frame_id not in self.of_frame:
+                continue
+            table, number = self.locate(ref.frame_id)
+            yield place, table.take([number])
+            path = self.of_frame[ref.frame_id]
+            left[path] -= 1
+            if not left[path]:
+                self.drop(path)

@@ -1,0 +1,1 @@
+"""The field's measures of masks against ground truth."""

@@ -1,0 +1,115 @@
+"""What a person sees of a run: one line that grows, and a summary at the end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.stages import Receipt
+
+STAGES = ("extract", "refine", "assemble", "commit")
+LOG_SECONDS = 10.0
+"""How often a log without a terminal gets a line."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The outcome of a run. `seconds` are summed over all workers, by stage."""
+
+    output: str
+    frames: int
+    done_before: int
+    instances: int
+    refined: int
+    patches: int
+    quarantined: dict[str, str]
+    """Frame id -> why it was set aside, over all runs on this output."""
+    seconds: dict[str, float]
+    wall_s: float
+    patches_per_s: float | None
+    """Rate of the whole flow from the first finished block to the last, without the start; None for a single block."""
+
+    def __str__(self) -> str:
+        lines = [
+            f"frames       {self.frames} refined now, {self.done_before} before, {len(self.quarantined)} set aside",
+            f"instances    {self.instances}, {self.refined} refined",
+            f"patches      {self.patches}"
+            + (f" ({self.patches_per_s:.1f}/s after start-up)" if self.patches_per_s else ""),
+            "seconds      "
+            + "  ".join(f"{stage} {self.seconds.get(stage, 0.0):.1f}" for stage in STAGES)
+            + f"  (summed over workers); wall {self.wall_s:.1f}",
+        ]
+        for frame_id, error in list(self.quarantined.items())[:5]:
+            lines.append(f"set aside    {frame_id}: {error}")
+        if len(self.quarantined) > 5:
+            lines.append(f"set aside    ... {len(self.quarantined) - 5} more")
+        if self.quarantined:
+            lines.append(f"             all in {self.output}/_ledger/quarantine.csv")
+        lines.append(f"output       {self.output}")
+        return "\n".join(lines)
+
+
+class Progress:
+    """Counts receipts and prints `refine 152/552  12.0 frames/s  quarantined 1  eta 33s`."""
+
+    def __init__(self, total: int, done_before: int, log: Callable[[str], None]) -> None:
+        self.total, self.done_before, self.log = total, done_before, log
+        self.frames = self.instances = self.refined = self.patches = self.quarantined = 0
+        self.seconds: Counter[str] = Counter()
+        self.started = time.monotonic()
+        self.first: tuple[float, int] | None = None
+        """When the first block was finished, and its patches."""
+        self.last = self.logged = self.started
+        self.live = sys.stderr.isatty()
+
+    def update(self, receipts: Sequence[Receipt]) -> None:
+        """Count the frames of one block; now and then say how far the run is."""
+        self.last = time.monotonic()
+        for receipt in receipts:
+            self.frames += not receipt.error
+            self.quarantined += bool(receipt.error)
+            self.instances += receipt.instances
+            self.refined += receipt.refined
+            self.patches += receipt.patches
+            self.seconds.update(receipt.seconds)
+        if self.first is None:
+            self.first = self.last, self.patches
+        finished = self.frames + self.quarantined == self.total
+        if self.last - self.logged > (0.2 if self.live else LOG_SECONDS) or finished:
+            self.logged = self.last
+            self._say(self.last, finished)
+
+    def _say(self, now: float, finished: bool) -> None:
+        count = self.frames + self.quarantined
+        rate = count / max(now - self.started, 1e-9)
+        line = (
+            f"refine {count}/{self.total}  {rate:.1f} frames/s  quarantined {self.quarantined}"
+            f"  eta {(self.total - count) / rate:.0f}s"
+        )
+        if self.live:
+            print(f"\r{line}\033[K", end="\n" if finished else "", file=sys.stderr, flush=True)
+        else:
+            self.log(line)
+
+    def summary(self, output: str, aside: Mapping[str, str], wall_s: float) -> Summary:
+        """The outcome, `wall_s` seconds after the run began."""
+        return Summary(
+            output,
+            self.frames,
+            self.done_before,
+            self.instances,
+            self.refined,
+            self.patches,
+            dict(aside),
+            dict(self.seconds),
+            wall_s,
+            self._rate(),
+        )
+
+    def _rate(self) -> float | None:
+        if self.first is None or self.last <= self.first[0]:
+            return None
+        return (self.patches - self.first[1]) / (self.last - self.first[0])

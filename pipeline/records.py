@@ -1,0 +1,114 @@
+"""What flows through the pipeline: frames and their instances, and the one Arrow schema they are stored under."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+
+class InputError(ValueError):
+    """Something is wrong with an input; the one-line message names the file (and line) and what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRef:
+    """One frame of a dump as listed: enough for a worker to read it, small enough to keep by the million."""
+
+    frame_id: str
+    """Unique in the dump: the image's name without extension, or the COCO image id."""
+    file_name: str
+    """The image's path below the image root; empty where the listing found none."""
+    source: Any = None
+    """Where the predictions lie; only the format that made the reference looks inside."""
+    positions: tuple[int, ...] = ()
+    """The place of each instance in a dump that has one order over all frames (COCO json); empty elsewhere."""
+    error: str = ""
+    """What the listing found wrong with this frame; it is then set aside instead of refined."""
+
+
+@dataclass(slots=True)
+class Instance:
+    """One object in one frame. The mask is coarse when read and refined once the frame has been assembled."""
+
+    instance_id: str
+    """Unique in its frame: the PNG's path in a Cityscapes folder, the entry's number in a COCO json."""
+    category_id: int
+    score: float
+    mask: np.ndarray
+    """(h, w) bool, cut to its bounding box; (0, 0) for an empty mask."""
+    origin: tuple[int, int] = (0, 0)
+    """(x, y) of the mask's top left pixel in the frame."""
+    status: str = "kept"
+    """`refined` where the network has decided at least one pixel, else `kept`."""
+    changed_pixels: int = 0
+    """Pixels in which the refined mask differs from the coarse one."""
+    confidence: float = 1.0
+    """Mean of 2 * |p - 0.5| over the refined boundary band; 1 where nothing was refined."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """The entry's other keys, carried through unchanged."""
+
+    @property
+    def area(self) -> int:
+        """Number of object pixels."""
+        return int(np.count_nonzero(self.mask))
+
+    @property
+    def bbox(self) -> list[int]:
+        """COCO's [x, y, width, height] in pixels; all 0 for an empty mask."""
+        height, width = self.mask.shape
+        return [*self.origin, width, height] if self.mask.size else [0, 0, 0, 0]
+
+
+@dataclass(slots=True)
+class Frame:
+    """One image with all its instances, in the input's order."""
+
+    frame_id: str
+    file_name: str
+    width: int
+    height: int
+    instances: list[Instance]
+
+
+def cut_to_box(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """The mask (H, W), any non-zero value being the object, as bool cut to its bounding box, and the box's (x, y)."""
+    if mask.dtype == bool:
+        mask = mask.view(np.uint8)
+    # The largest value of a row of bytes is found several times faster than a mask of the whole frame is made.
+    rows = np.flatnonzero(mask.max(axis=1, initial=0) if mask.dtype == np.uint8 else mask.any(axis=1))
+    if len(rows) == 0:
+        return np.zeros((0, 0), bool), (0, 0)
+    top, bottom = int(rows[0]), int(rows[-1]) + 1
+    columns = np.flatnonzero(mask[top:bottom].any(axis=0))
+    left, right = int(columns[0]), int(columns[-1]) + 1
+    return mask[top:bottom, left:right] != 0, (left, top)
+
+
+INSTANCE_TYPE = pa.struct(
+    [
+        ("instance_id", pa.string()),
+        ("category_id", pa.int64()),
+        ("score", pa.float64()),
+        ("size", pa.list_(pa.int32())),
+        ("counts", pa.string()),
+        ("bbox", pa.list_(pa.int32())),
+        ("area", pa.int64()),
+        ("status", pa.string()),
+        ("changed_pixels", pa.int64()),
+        ("confidence", pa.float32()),
+    ]
+)
+"""`size` is [height, width] and `counts` the compressed COCO run-length string, over the whole frame."""
+
+FRAME_SCHEMA = pa.schema(
+    [
+        ("frame_id", pa.string()),
+        ("file_name", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("instances", pa.list_(INSTANCE_TYPE)),
+    ]
+)

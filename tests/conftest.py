@@ -1,0 +1,60 @@
+"""What several rooms' tests share: seeded networks, generated objects, and the reference's outputs where at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.hrnet import CONFIGS, RefinementNetwork
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of the reference's outputs, kept outside the repository."""
+    if not GOLDEN.is_dir():
+        pytest.skip(f"the reference's outputs are not at {GOLDEN}")
+    return GOLDEN
+
+
+def seeded_network(name: str = "hrnet18s_128", seed: int = 0) -> RefinementNetwork:
+    """A network with random weights and lively batch statistics, in eval mode: folding it wrongly shows."""
+    torch.manual_seed(seed)
+    network = RefinementNetwork(CONFIGS[name])
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+            torch.nn.init.uniform_(module.weight, 0.4, 0.8)
+            torch.nn.init.uniform_(module.bias, -0.1, 0.1)
+    torch.nn.init.normal_(network.decode_head.conv_seg.weight, std=0.1)
+    return network.eval()
+
+
+@pytest.fixture(scope="session")
+def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint in the published form (`meta`, `state_dict`) with seeded weights."""
+    path = tmp_path_factory.mktemp("checkpoint") / "seeded.pth"
+    torch.save({"meta": {"CLASSES": ("background", "foreground")}, "state_dict": seeded_network().state_dict()}, path)
+    return path
+
+
+def random_patches(count: int, side: int = 64, seed: int = 0) -> np.ndarray:
+    """(count, side, side, 4) uint8: noise as image, 0/1 noise as coarse mask."""
+    rng = np.random.default_rng(seed)
+    patches = rng.integers(0, 256, (count, side, side, 4), dtype=np.uint8)
+    patches[..., 3] &= 1
+    return patches
+
+
+def blob(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """A smooth random object (height, width) uint8 0/1, not empty."""
+    ys, xs = np.mgrid[:height, :width]
+    cx, cy = rng.uniform(0.3, 0.7) * width, rng.uniform(0.3, 0.7) * height
+    angle = np.arctan2(ys - cy, xs - cx)
+    radius = min(height, width) * 0.3 * (1 + 0.3 * np.sin(3 * angle + rng.uniform(0, 6)) * rng.uniform(0.2, 1))
+    return ((xs - cx) ** 2 + (ys - cy) ** 2 < radius**2).astype(np.uint8)

@@ -1,0 +1,104 @@
+import os
+import pickle
+
+import pytest
+import torch
+
+from model import checkpoint
+from model.checkpoint import CheckpointError
+from model.hrnet import CONFIGS, RefinementNetwork
+from tests.conftest import seeded_network
+
+
+@pytest.fixture(scope="module")
+def state():
+    return seeded_network().state_dict()
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("prefix", ["", "module."], ids=["plain", "module."])
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "with meta"])
+def test_every_form_of_a_published_checkpoint_loads(tmp_path, state, legacy, prefix, wrapped):
+    content = {prefix + key: value for key, value in state.items()}
+    if wrapped:
+        content = {"meta": {"epoch": 1, "CLASSES": ("a", "b")}, "state_dict": content}
+    path = tmp_path / "w.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    loaded = checkpoint.load(str(path))
+    assert loaded.config.name == "hrnet18s_128"
+    assert not loaded.training
+    assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+
+
+def test_the_larger_network_is_recognised_from_its_shapes(tmp_path):
+    path = tmp_path / "large.pth"
+    torch.save(RefinementNetwork(CONFIGS["hrnet48_256"]).state_dict(), path)
+    assert checkpoint.load(str(path)).config.name == "hrnet48_256"
+
+
+def test_safetensors_keep_weights_to_half_precision_and_the_card(tmp_path, state):
+    path = tmp_path / "w.safetensors"
+    checkpoint.save(seeded_network(), path, {"steps": 7})
+    loaded = checkpoint.load(str(path))
+    for key, value in loaded.state_dict().items():
+        assert torch.allclose(value.double(), state[key].double(), rtol=1e-3, atol=1e-6)
+    assert b'\\"steps\\": 7' in path.read_bytes()[:2000]
+
+
+def _saved(tmp_path, state, change):
+    state = dict(state)
+    change(state)
+    path = tmp_path / "w.pth"
+    torch.save({"state_dict": state}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("backbone.bn1.bias"), "missing key 'backbone.bn1.bias'"),
+        (lambda s: s.update(extra=torch.zeros(1)), "unexpected key 'extra'"),
+        (
+            lambda s: s.update({"backbone.conv1.weight": torch.zeros(64, 4, 3, 3)}),
+            r"'backbone.conv1.weight' has shape \(64, 4",
+        ),
+        (lambda s: s.pop("decode_head.conv_seg.weight"), "missing key 'decode_head.conv_seg.weight'"),
+        (lambda s: s.update({"decode_head.conv_seg.weight": torch.zeros(2, 99, 1, 1)}), r"has shape \(2, 99, 1, 1\)"),
+    ],
+)
+def test_a_checkpoint_of_another_network_names_the_first_wrong_key(tmp_path, state, change, message):
+    path = _saved(tmp_path, state, change)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        checkpoint.load(path)
+    assert path in str(caught.value)
+
+
+class _Attack:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_pickled_code_is_refused_and_not_run(tmp_path, legacy):
+    path, marker = tmp_path / "w.pth", tmp_path / "pwned"
+    torch.save({"state_dict": _Attack(str(marker))}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match="without running code"):
+        checkpoint.load(str(path))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", pickle.dumps([1, 2])], ids=["empty", "text", "list"])
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content, name):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
+        checkpoint.load(str(path))
+
+
+def test_a_missing_checkpoint_lists_the_bundled_ones():
+    with pytest.raises(FileNotFoundError, match="no_such_net: no such checkpoint file, nor bundled weights"):
+        checkpoint.load("no_such_net")

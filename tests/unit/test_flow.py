@@ -1,0 +1,161 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline import flow
+from pipeline.config import RefineConfig
+from pipeline.records import InputError
+from tests.dumps import make_dump, tree
+
+
+def _run(config: RefineConfig):
+    return flow.run(config, log=lambda _: None)
+
+
+@pytest.mark.parametrize("form", ["cityscapes", "coco", "parquet"])
+def test_a_run_started_again_changes_nothing_and_does_nothing(tmp_path, checkpoint_path, form, monkeypatch):
+    dump = make_dump(tmp_path / "dump")
+    config = dump.config(form, tmp_path / "out", checkpoint_path, local=True)
+    first = _run(config)
+    before = tree(tmp_path / "out")
+    monkeypatch.setattr(flow, "run_local", lambda plan: pytest.fail("nothing is left to do"))
+    again = _run(config)
+    assert again.frames == 0
+    assert again.done_before == first.frames > 0
+    assert tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("form", ["cityscapes", "coco", "parquet"])
+def test_a_run_that_died_between_blocks_is_completed_to_the_same_bytes(tmp_path, checkpoint_path, form, monkeypatch):
+    dump = make_dump(tmp_path / "dump")
+    _run(dump.config(form, tmp_path / "whole", checkpoint_path, local=True))
+    config = dump.config(form, tmp_path / "out", checkpoint_path, local=True)
+    original = flow.run_local
+
+    def dies_after_two(plan):
+        for number, receipts in enumerate(original(plan)):
+            if number == 1:
+                raise KeyboardInterrupt
+            yield receipts
+
+    monkeypatch.setattr(flow, "run_local", dies_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        _run(config)
+    monkeypatch.setattr(flow, "run_local", original)
+    second = _run(config)
+    assert second.done_before == 2
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_the_bytes_do_not_depend_on_how_frames_are_grouped(tmp_path, checkpoint_path):
+    dump = make_dump(tmp_path / "dump", frames=7)
+    for size in (1, 3, 50):
+        _run(dump.config("cityscapes", tmp_path / str(size), checkpoint_path, local=True, frames_per_block=size))
+    assert tree(tmp_path / "1") == tree(tmp_path / "3") == tree(tmp_path / "50")
+
+
+def test_every_form_leads_to_the_same_refined_masks(tmp_path, checkpoint_path):
+    dump = make_dump(tmp_path / "dump")
+    for form in ("cityscapes", "coco", "parquet"):
+        config = dump.config(
+            form, tmp_path / form, checkpoint_path, local=True, output_format="cityscapes", nms_threshold=0.25
+        )
+        _run(config)
+    changed = 0
+    for i, masks in enumerate(dump.masks):
+        for k, coarse in enumerate(masks):
+            names = (
+                f"cityscapes/frame_{i:03d}_{k}.png",
+                f"coco/frame_{i:03d}_{k:03d}.png",
+                f"parquet/frame_{i:03d}_{k:03d}.png",
+            )
+            first, *others = (cv2.imread(str(tmp_path / name), cv2.IMREAD_UNCHANGED) for name in names)
+            assert set(np.unique(first)) <= {0, 255}
+            assert all(np.array_equal(first, other) for other in others)
+            assert first.any() or not coarse.any()
+            changed += not np.array_equal(first > 0, coarse > 0)
+    assert changed > 3
+
+
+def test_empty_masks_come_back_unchanged(tmp_path, checkpoint_path):
+    dump = make_dump(tmp_path / "dump")
+    assert not dump.masks[1][0].any()
+    _run(dump.config("cityscapes", tmp_path / "out", checkpoint_path, local=True))
+    assert not cv2.imread(str(tmp_path / "out" / "frame_001_0.png"), cv2.IMREAD_UNCHANGED).any()
+
+
+def test_other_settings_on_the_same_output_are_refused_by_name(tmp_path, checkpoint_path):
+    dump = make_dump(tmp_path / "dump", frames=2)
+    _run(dump.config("coco", tmp_path / "out", checkpoint_path, local=True))
+    with pytest.raises(InputError, match=r"made with nms_threshold = 0\.25, not 0\.5"):
+        _run(dump.config("coco", tmp_path / "out", checkpoint_path, local=True, nms_threshold=0.5))
+
+
+def test_frames_with_faults_are_set_aside_each_with_its_reason_and_tried_again_when_mended(tmp_path, checkpoint_path):
+    dump = make_dump(tmp_path / "dump", frames=6)
+    good = (dump.root / "images" / "frame_000.png").read_bytes()
+    (dump.root / "images" / "frame_000.png").unlink()
+    (dump.root / "cityscapes" / "frame_002_0.png").write_bytes(b"rubbish")
+    (dump.root / "cityscapes" / "frame_004_pred.txt").write_text("frame_004_0.png 24\n")
+    (dump.root / "cityscapes" / "frame_005_pred.txt").write_text("../x.png 24 0.5\n")
+    config = dump.config("cityscapes", tmp_path / "out", checkpoint_path, local=True)
+    summary = _run(config)
+    assert summary.frames == 2
+    reasons = summary.quarantined
+    assert set(reasons) == {"frame_000", "frame_002", "frame_004", "frame_005"}
+    assert "frame_000" in reasons["frame_000"]
+    assert "frame_002_0.png" in reasons["frame_002"]
+    assert "frame_004_pred.txt:1: expected" in reasons["frame_004"]
+    assert "../x.png" in reasons["frame_005"]
+    assert all("\n" not in reason for reason in reasons.values())
+    (dump.root / "images" / "frame_000.png").write_bytes(good)
+    mended = _run(config)
+    assert (mended.frames, mended.done_before) == (1, 2)
+    assert set(mended.quarantined) == {"frame_002", "frame_004", "frame_005"}
+    assert (tmp_path / "out" / "frame_000_pred.txt").exists()
+
+
+def test_an_rle_of_another_size_and_an_unknown_category_are_set_aside(tmp_path, checkpoint_path):
+    dump = make_dump(tmp_path / "dump")
+    results = json.loads((dump.root / "results.json").read_text())
+    results[0]["segmentation"]["size"] = [7, 7]
+    results[-1]["category_id"] = 99
+    (dump.root / "results.json").write_text(json.dumps(results))
+    summary = _run(dump.config("coco", tmp_path / "out", checkpoint_path, local=True))
+    assert len(summary.quarantined) == 2
+    first, last = (summary.quarantined[str(entry["image_id"])] for entry in (results[0], results[-1]))
+    assert "results.json" in first
+    assert "99" in last
+    refined = json.loads((tmp_path / "out" / "refined.json").read_text())
+    aside = {results[0]["image_id"], results[-1]["image_id"]}
+    assert [e["image_id"] for e in refined] == [e["image_id"] for e in results if e["image_id"] not in aside]
+
+
+def test_an_unwritable_output_is_one_clear_line(tmp_path, checkpoint_path):
+    dump = make_dump(tmp_path / "dump", frames=1)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="file/out/_ledger: cannot write the output there"):
+        _run(dump.config("parquet", tmp_path / "file" / "out", checkpoint_path, local=True))
+
+
+def test_a_dump_without_frames_is_an_error_that_names_it(tmp_path, checkpoint_path):
+    dump = make_dump(tmp_path / "dump", frames=1)
+    (dump.root / "results.json").write_text("[]")
+    with pytest.raises(InputError, match=r"results\.json: no frame found"):
+        _run(dump.config("coco", tmp_path / "out", checkpoint_path, local=True))
+
+
+@pytest.mark.parametrize(
+    ("resources", "nodes", "workers", "expected"),
+    [
+        ({"CPU": 2.0}, 1, None, (1, {"num_cpus": 1}, 2)),
+        ({"CPU": 1.0}, 1, None, (1, {"num_cpus": 0}, 1)),
+        ({"CPU": 64.0}, 4, None, (4, {"num_cpus": 12}, 16)),
+        ({"CPU": 16.0, "GPU": 2.0}, 1, None, (2, {"num_gpus": 1.0, "num_cpus": 0}, 1)),
+        ({"CPU": 16.0, "GPU": 2.0}, 1, 1, (1, {"num_gpus": 1.0, "num_cpus": 0}, 1)),
+    ],
+)
+def test_network_processes_leave_cpus_for_the_other_stages(resources, nodes, workers, expected):
+    assert flow._pool(resources, nodes, workers, 1.0) == expected

@@ -1,0 +1,90 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from model import Refiner
+from model.refiner import MEAN_RGB, STD_RGB, network_input, resize_fixed_point, resize_uint8
+from tests.conftest import random_patches, seeded_network
+
+
+@pytest.fixture(scope="module")
+def refiner():
+    return Refiner(seeded_network(), device="cpu")
+
+
+@pytest.mark.parametrize(("source", "target"), [(64, 128), (64, 256), (80, 128), (32, 100)])
+def test_the_resize_for_accelerators_equals_opencv_bit_for_bit(source, target):
+    crops = random_patches(8, source)[..., :3]
+    expected = np.stack([cv2.resize(crop, (target, target)) for crop in crops])
+    assert np.array_equal(resize_fixed_point(torch.from_numpy(crops), target).numpy(), expected)
+    assert np.array_equal(resize_uint8(torch.from_numpy(crops), target).numpy(), expected)
+
+
+def test_the_resize_equals_the_references(golden):
+    check = np.load(golden / "resize_check_hrnet18s_128.npz")
+    resized = resize_fixed_point(torch.from_numpy(check["im"])[None], 128)[0]
+    assert np.array_equal(resized.numpy(), check["out"])
+
+
+def test_the_network_sees_normalised_rgb_and_a_mask_of_plus_and_minus_one():
+    patch = random_patches(1)
+    x = network_input(torch.from_numpy(patch), 128)[0].numpy()
+    image = (cv2.resize(patch[0, ..., :3], (128, 128)) - np.float32(MEAN_RGB)) / np.float32(STD_RGB)
+    mask = cv2.resize(patch[0, ..., 3], (128, 128), interpolation=cv2.INTER_NEAREST) * 2.0 - 1
+    assert np.allclose(x[:3], image.transpose(2, 0, 1), atol=1e-5)
+    assert np.array_equal(x[3], mask)
+
+
+def test_probabilities_do_not_depend_on_what_shares_the_batch(refiner):
+    patches = random_patches(37)
+    together = refiner.probabilities(patches)
+    order = np.random.default_rng(0).permutation(37)
+    assert together.std() > 100
+    assert np.array_equal(refiner.probabilities(patches[order]), together[order])
+    assert np.array_equal(refiner.probabilities(patches[5:6]), together[5:6])
+    assert refiner.probabilities(patches[:0]).shape == (0, 64, 64)
+
+
+def test_probabilities_equal_the_references(golden):
+    refiner = Refiner.from_checkpoint(str(golden / "hrnet18s_128_seeded.pth"), device="cpu", precision="fp32")
+    compared = 0
+    for case in json.loads((golden / "inputs" / "cases.json").read_text()):
+        path = golden / "cases" / f"{case['name']}.npz"
+        if not path.exists():
+            continue
+        expected = np.load(path)
+        patches = np.concatenate([expected["img_t025"][..., ::-1], expected["mask_t025"][..., None] // 255], axis=-1)
+        probabilities = refiner.probabilities(patches) / np.float32(65535)
+        assert np.abs(probabilities - expected["prob18s_t025"]).max() < 1e-4
+        compared += len(patches)
+    assert compared > 90
+
+
+def test_masks_keep_shape_and_dtype_through_the_library(refiner):
+    image = random_patches(1, 120)[0, ..., :3]
+    mask = np.zeros((120, 120), np.uint8)
+    mask[30:90, 40:80] = 1
+    stack = refiner.refine(image, np.stack([mask, 0 * mask]))
+    assert stack.shape == (2, 120, 120)
+    assert stack.dtype == np.uint8
+    assert not stack[1].any()
+    assert (stack[0] != mask).any()
+    assert np.array_equal(refiner.refine(image, mask.astype(bool)), stack[0].astype(bool))
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 200), (64, 64), (30, 50), (65, 20)])
+def test_frames_of_any_size_are_refined(refiner, height, width):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    refined = refiner.refine(image, np.ones((height, width), bool))
+    assert refined.shape == (height, width)
+
+
+def test_wrong_shapes_are_named(refiner):
+    with pytest.raises(ValueError, match=r"image: expected \(H, W, 3\) uint8"):
+        refiner.refine(np.zeros((5, 5), np.uint8), np.zeros((5, 5), bool))
+    with pytest.raises(ValueError, match=r"masks: expected \(N, 5, 6\)"):
+        refiner.refine(np.zeros((5, 6, 3), np.uint8), np.zeros((6, 5), bool))

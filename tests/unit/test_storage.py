@@ -1,0 +1,48 @@
+import pytest
+
+from pipeline import storage
+from pipeline.records import InputError
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request, tmp_path):
+    return str(tmp_path) if request.param == "local" else f"memory://storage-{request.node.name}"
+
+
+def test_what_was_put_is_read_listed_and_removed(root):
+    storage.put(f"{root}/b/two.TXT", b"2222")
+    storage.put(f"{root}/one.txt", b"1")
+    storage.put(f"{root}/b/two.TXT", b"again")
+    assert storage.find(root, (".txt",)) == ["b/two.TXT", "one.txt"]
+    assert storage.read(f"{root}/b/two.TXT") == b"again"
+    assert storage.read(f"{root}/b/two.TXT", 1, 3) == b"ga"
+    storage.remove(f"{root}/one.txt")
+    storage.remove(f"{root}/one.txt")
+    assert not storage.exists(f"{root}/one.txt")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(root):
+    storage.put(f"{root}/x.bin", b"old")
+
+    def write_and_fail():
+        with storage.open_write(f"{root}/x.bin") as file:
+            file.write(b"new")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        write_and_fail()
+    assert storage.read(f"{root}/x.bin") == b"old"
+    assert storage.find(root, ("",)) == ["x.bin"]
+
+
+def test_a_missing_file_or_folder_is_named(root):
+    with pytest.raises(InputError, match=r"nowhere\.png: no such file"):
+        storage.read(f"{root}/nowhere.png")
+    with pytest.raises(InputError, match="nowhere: expected a folder"):
+        storage.find(f"{root}/nowhere", (".png",))
+
+
+@pytest.mark.parametrize("relative", ["../x.png", "/etc/passwd", "a/../../x", "..\\x.png", "", "s3://b/x", "a\0b"])
+def test_a_path_that_leaves_its_folder_is_refused(relative):
+    with pytest.raises(InputError, match="expected a path that stays below"):
+        storage.join("/data/predictions", relative)

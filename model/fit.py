@@ -14,9 +14,6 @@ import torch.nn.functional as F
 from model.hrnet import CONFIGS, RefinementNetwork
 from model.refiner import network_input
 
-PATCH_PX = 64
-"""The side that is resized to the network's input; smaller training patches keep this magnification."""
-
 
 class FitError(RuntimeError):
     """Training cannot go on; the message says at which step and why."""
@@ -27,6 +24,8 @@ class FitConfig:
     """A short schedule for a machine without a GPU: AdamW, warm-up, cosine decay, averaged weights."""
 
     network: str = "hrnet18s_128"
+    patch_px: int = 64
+    """Side of the patches at inference; smaller ones in training are shown at the same magnification."""
     steps: int = 3000
     """Batches to train on."""
     learning_rate: float = 2e-3
@@ -71,7 +70,7 @@ def fit(
         if batch is None:
             raise FitError(f"the batches ended after {step - 1} of {config.steps} steps")
         patches = torch.from_numpy(batch).to(device)
-        x = network_input(patches[..., :4], network.config.input_px * patches.shape[1] // PATCH_PX)
+        x = network_input(patches[..., :4], network.config.input_px * patches.shape[1] // config.patch_px)
         target = patches[..., 4].long().repeat_interleave(x.shape[2] // patches.shape[1], 1)
         target = target.repeat_interleave(x.shape[3] // patches.shape[2], 2)
         with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):

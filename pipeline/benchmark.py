@@ -17,7 +17,7 @@ import torch
 
 from model import Refiner
 from model.coarsen import mask_head
-from model.refiner import network_input
+from model.refiner import Precision, network_input
 from pipeline.formats.cityscapes import CityscapesReader, CityscapesWriter
 from pipeline.stages import Cutting, assemble, commit, extract
 
@@ -122,7 +122,7 @@ def _cpu_ms(function: Callable):
     return (time.process_time() - started) * 1e3, result
 
 
-def bare_rates(checkpoint: str, precision: str, seconds: float = 6.0) -> dict[int, float]:
+def bare_rates(checkpoint: str, precision: Precision, seconds: float = 6.0) -> dict[int, float]:
     """Patches/s of the folded network alone, on prepared input, by batch size, with all threads."""
     refiner = Refiner.from_checkpoint(checkpoint, precision=precision)
     rates = {}

@@ -9,6 +9,7 @@ import tyro
 import yaml
 
 from pipeline import storage
+from pipeline.proposals import PATCH_PX
 from pipeline.records import InputError
 
 Format = Literal["cityscapes", "coco", "parquet"]
@@ -42,7 +43,7 @@ class RefineConfig:
     """Bundled weights by name, our .safetensors, or the reference's .pth; any fsspec URL."""
     nms_threshold: float | None = None
     """Patches that overlap more than this IoU are thinned out; default 0.55 for Cityscapes, else 0.25."""
-    patch_size: int = 64
+    patch_size: int = PATCH_PX
     """Side of a patch in frame pixels; the published checkpoints expect 64."""
     padding: int = 0
     """Context added around each patch on every side, in frame pixels."""

@@ -60,8 +60,8 @@ class Progress:
         self.frames = self.instances = self.refined = self.patches = self.quarantined = 0
         self.seconds: Counter[str] = Counter()
         self.started = time.monotonic()
-        self.first: tuple[float, int] | None = None
-        """When the first block was finished, and its patches."""
+        self.first: tuple[float, int, int] | None = None
+        """When the first block was finished, and its frames and patches; rates are taken from there."""
         self.last = self.logged = self.started
         self.live = sys.stderr.isatty()
 
@@ -76,15 +76,15 @@ class Progress:
             self.patches += receipt.patches
             self.seconds.update(receipt.seconds)
         if self.first is None:
-            self.first = self.last, self.patches
+            self.first = self.last, self.frames + self.quarantined, self.patches
         finished = self.frames + self.quarantined == self.total
         if self.last - self.logged > (0.2 if self.live else LOG_SECONDS) or finished:
             self.logged = self.last
-            self._say(self.last, finished)
+            self._say(finished)
 
-    def _say(self, now: float, finished: bool) -> None:
+    def _say(self, finished: bool) -> None:
         count = self.frames + self.quarantined
-        rate = count / max(now - self.started, 1e-9)
+        rate = self._since_first(count, 1) or count / (self.last - self.started)
         line = (
             f"refine {count}/{self.total}  {rate:.1f} frames/s  quarantined {self.quarantined}"
             f"  eta {(self.total - count) / rate:.0f}s"
@@ -106,10 +106,11 @@ class Progress:
             dict(aside),
             dict(self.seconds),
             wall_s,
-            self._rate(),
+            self._since_first(self.patches, 2),
         )
 
-    def _rate(self) -> float | None:
+    def _since_first(self, count: int, which: int) -> float | None:
+        """Rate of `count` from the first block on, which had brought `first[which]`; None within that block."""
         if self.first is None or self.last <= self.first[0]:
             return None
-        return (self.patches - self.first[1]) / (self.last - self.first[0])
+        return (count - self.first[which]) / (self.last - self.first[0])

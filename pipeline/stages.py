@@ -14,7 +14,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.formats import Reader, Writer
 from pipeline.patches import crop, paste
-from pipeline.proposals import boundary_strength, propose
+from pipeline.proposals import PATCH_PX, boundary_strength, propose
 from pipeline.records import Frame, FrameRef, InputError, Instance, cut_to_box
 
 if TYPE_CHECKING:  # torch stays out of the processes that only cut and paste
@@ -26,7 +26,7 @@ class Cutting:
     """How patches are cut, for every instance alike."""
 
     nms_threshold: float
-    patch_px: int = 64
+    patch_px: int = PATCH_PX
     padding: int = 0
     parity: bool = False
 

@@ -1,0 +1,51 @@
+import pytest
+
+from pipeline.config import parse
+from pipeline.records import InputError
+
+NEEDED = ["--predictions", "p", "--images", "i", "--output", "o"]
+
+
+def test_flags_override_the_yaml_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("predictions: a\nimages: b\noutput: c\nnms_threshold: 0.3\nlocal: true\nlimit: null\n")
+    config = parse([str(path), "--nms-threshold", "0.4", "--output", "d"])
+    assert (config.predictions, config.images, config.output) == ("a", "b", "d")
+    assert config.nms_threshold == 0.4
+    assert config.local
+    assert config.limit is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("nms: 0.3", "unknown setting 'nms'"), ("- a", "expected a mapping of settings"), ("a: [", "not YAML")],
+)
+def test_a_wrong_yaml_file_is_named(tmp_path, text, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"run\.yaml: .*{message}|run\.yaml: {message}"):
+        parse([str(path), *NEEDED])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--limit", "0"], "limit is 0: expected at least 1"),
+        (["--nms-threshold", "2"], "nms_threshold is 2.0: expected a number between 0 and 1"),
+        (["--padding", "-1"], "padding is -1: expected at least 0"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        parse([*NEEDED, *flags])
+    shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert message in shown
+
+
+def test_help_describes_every_setting(capsys):
+    with pytest.raises(SystemExit) as left:
+        parse(["--help"])
+    assert left.value.code == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "The coarse masks: a Cityscapes folder, a COCO results json, or Parquet" in shown
+    assert "0.55 for Cityscapes" in shown

@@ -1,0 +1,153 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from model import Refiner
+from pipeline.patches import crop, paste
+from pipeline.records import Frame, FrameRef, Instance, cut_to_box
+from pipeline.stages import Cutting, Work, assemble, commit, cut, decode_image, extract, refine
+from tests.conftest import random_patches, seeded_network
+
+CUTTING = Cutting(nms_threshold=0.25)
+
+
+class _Reader:
+    """Two instances in every frame, or the given exception."""
+
+    def __init__(self, error=None):
+        self.error = error
+
+    def read(self, ref, width, height):
+        if self.error:
+            raise self.error
+        mask = np.zeros((height, width), bool)
+        mask[10:60, 20:70] = True
+        return [
+            Instance("0", 24, 0.5, *cut_to_box(mask), status="refined", changed_pixels=9, confidence=0.1),
+            Instance("1", 25, 0.4, np.zeros((0, 0), bool)),
+        ]
+
+
+@pytest.fixture
+def image(tmp_path):
+    pixels = random_patches(1, 100)[0, ..., :3]
+    cv2.imwrite(str(tmp_path / "x.png"), pixels[..., ::-1])
+    return pixels
+
+
+def test_an_image_is_decoded_to_rgb(tmp_path, image):
+    assert np.array_equal(decode_image(str(tmp_path / "x.png")), image)
+
+
+def test_extraction_cuts_the_patches_of_all_instances_of_a_frame(tmp_path, image):
+    work, patches = extract(FrameRef("x", "x.png"), _Reader(), str(tmp_path), CUTTING)
+    assert work.error == ""
+    assert [len(boxes) for boxes in work.boxes] == [len(patches), 0]
+    x1, y1, x2, y2 = work.boxes[0][0]
+    assert np.array_equal(patches[0, ..., :3], image[y1:y2, x1:x2])
+
+
+@pytest.mark.parametrize(
+    ("ref", "reader", "message"),
+    [
+        (FrameRef("x", "x.png", error="listed wrong"), _Reader(), "listed wrong"),
+        (FrameRef("x", "y.png"), _Reader(), "y.png: no such file"),
+        (FrameRef("x", "../x.png"), _Reader(), "expected a path that stays below"),
+        (FrameRef("x", "x.png"), _Reader(ZeroDivisionError("odd")), "x.png: ZeroDivisionError: odd"),
+    ],
+)
+def test_whatever_is_wrong_with_a_frame_becomes_its_error(tmp_path, image, ref, reader, message):
+    work, patches = extract(ref, reader, str(tmp_path), CUTTING)
+    assert message in work.error
+    assert work.frame is None
+    assert len(patches) == 0
+
+
+def test_frames_share_batches_and_get_their_own_probabilities_back():
+    refiner = Refiner(seeded_network(), device="cpu")
+    patches = random_patches(9)
+    parts = [patches[:4], patches[4:4], patches[4:]]
+    probabilities = refine([Work("a"), Work("b"), Work("c")], parts, refiner, padding=0)
+    assert [len(part) for part in probabilities] == [4, 0, 5]
+    assert np.array_equal(np.concatenate(probabilities), refiner.probabilities(patches))
+
+
+def test_padding_is_cut_off_the_probabilities():
+    refiner = Refiner(seeded_network(), device="cpu")
+    patches = random_patches(2, 80)
+    (inner,) = refine([Work("a")], [patches], refiner, padding=8)
+    assert np.array_equal(inner, refiner.probabilities(patches)[:, 8:-8, 8:-8])
+
+
+def test_assembly_replaces_the_mask_and_says_what_changed(tmp_path, image):
+    work, patches = extract(FrameRef("x", "x.png"), _Reader(), str(tmp_path), CUTTING)
+    (coarse, origin), empty = (work.frame.instances[0].mask, work.frame.instances[0].origin), work.frame.instances[1]
+    certain = np.zeros(patches.shape[:3], np.uint16)
+    certain[:] = patches[..., 3] * np.uint16(65535)
+    dented = [box.tolist() for box in work.boxes[0]]
+    for (x1, y1, _, _), probability in zip(dented, certain):
+        probability[max(0, 10 - y1) : max(0, 14 - y1), max(0, 20 - x1) : max(0, 70 - x1)] = 0
+    assemble(work, certain)
+    refined = work.frame.instances[0]
+    assert refined.status == "refined"
+    assert refined.changed_pixels == 4 * 50
+    assert refined.bbox == [20, 14, 50, 46]
+    assert refined.area == 46 * 50
+    assert refined.confidence == 1.0
+    assert coarse.shape == (50, 50)
+    assert origin == (20, 10)
+    assert empty.status == "kept"
+    assert empty.bbox == [0, 0, 0, 0]
+
+
+def test_frames_set_aside_write_nothing_but_get_a_receipt():
+    written = []
+
+    class Writer:
+        def commit(self, frames):
+            written.extend(frame.frame_id for frame in frames)
+            return "part"
+
+    good = Work("a", Frame("a", "a.png", 5, 5, []))
+    receipts = commit([good, Work("b", error="broken")], Writer())
+    assert written == ["a"]
+    assert [(r.frame_id, r.error, r.part) for r in receipts] == [("a", "", "part"), ("b", "broken", "")]
+
+
+@pytest.mark.slow
+def test_refined_masks_differ_from_the_references_only_where_its_average_is_undecided(golden):
+    """Its boxes, our crops, our network, our reassembly: the whole chain."""
+    refiner = Refiner.from_checkpoint(str(golden / "hrnet18s_128_seeded.pth"), device="cpu", precision="fp32")
+    compared = 0
+    for case in json.loads((golden / "inputs" / "cases.json").read_text()):
+        path = golden / "cases" / f"{case['name']}.npz"
+        if not path.exists():
+            continue
+        expected = np.load(path)
+        image = decode_image(str(golden / "inputs" / "images" / case["image"]))
+        mask = cv2.imread(str(golden / "inputs" / "masks" / case["mask"]), cv2.IMREAD_GRAYSCALE)
+        inside, origin = cut_to_box(mask)
+        boxes = expected["boxes_t055"]
+        probabilities = refiner.probabilities(crop(image, inside, origin, boxes))
+        refined, (left, top), _ = paste(inside, origin, mask.shape[::-1], boxes, probabilities)
+        total, count = np.zeros(mask.shape), np.zeros(mask.shape)
+        for (x1, y1, x2, y2), probability in zip(boxes, expected["prob18s_t055"]):
+            total[y1:y2, x1:x2] += probability
+            count[y1:y2, x1:x2] += 1
+        decided = np.abs(total / np.maximum(count, 1) - 0.5) >= 1e-4
+        full = np.zeros(mask.shape, bool)
+        full[top : top + refined.shape[0], left : left + refined.shape[1]] = refined
+        assert not ((full != expected["refined18s_t055"]) & decided).any(), case["name"]
+        compared += 1
+    assert compared == 14
+
+
+def test_parity_finds_the_references_boxes_through_the_stage(golden):
+    case = next(c for c in json.loads((golden / "inputs" / "cases.json").read_text()) if c["name"] == "color_blob")
+    image = decode_image(str(golden / "inputs" / "images" / case["image"]))
+    mask = cv2.imread(str(golden / "inputs" / "masks" / case["mask"]), cv2.IMREAD_GRAYSCALE)
+    (boxes,), patches = cut(image, [Instance("0", 24, 1.0, *cut_to_box(mask))], Cutting(0.55, parity=True))
+    assert np.array_equal(boxes, np.load(golden / "cases" / "color_blob.npz")["stable_boxes_t055"])
+    assert patches.shape == (len(boxes), 64, 64, 4)

@@ -10,6 +10,7 @@ the outputs touches the disk.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import pickle
 import signal
@@ -128,6 +129,7 @@ def run_ray(plan: Plan, workers: int | None, gpus_per_worker: float) -> Iterator
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     with _ray_session():
         pool, resources, threads = _pool(ray.cluster_resources(), len(_alive_nodes()), workers, gpus_per_worker)
         context = DataContext.get_current().copy()
@@ -232,7 +234,9 @@ def _pool(
         return workers or max(1, int(gpus / gpus_per_worker)), {"num_gpus": gpus_per_worker, "num_cpus": 0}, 1
     workers = workers or max(1, nodes)
     share = max(1, cpus // workers)
-    return workers, {"num_cpus": max(0, share - max(1, share // 4))}, share
+    reserved = share - max(1, share // 4)
+    # Not a whole number: Ray Data would run cutting inside the network's actor if both reserved the same.
+    return workers, {"num_cpus": reserved - 0.01 if reserved else 0}, share
 
 
 @contextmanager
@@ -244,9 +248,9 @@ def _ray_session() -> Iterator[None]:
         yield
         return
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level="WARNING")
+        ray.init(logging_level=logging.ERROR)
     else:
-        ray.init(address="local", include_dashboard=False, logging_level="WARNING")
+        ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
     try:
         yield
     finally:

@@ -150,9 +150,9 @@ def test_a_dump_without_frames_is_an_error_that_names_it(tmp_path, checkpoint_pa
 @pytest.mark.parametrize(
     ("resources", "nodes", "workers", "expected"),
     [
-        ({"CPU": 2.0}, 1, None, (1, {"num_cpus": 1}, 2)),
+        ({"CPU": 2.0}, 1, None, (1, {"num_cpus": 0.99}, 2)),
         ({"CPU": 1.0}, 1, None, (1, {"num_cpus": 0}, 1)),
-        ({"CPU": 64.0}, 4, None, (4, {"num_cpus": 12}, 16)),
+        ({"CPU": 64.0}, 4, None, (4, {"num_cpus": 11.99}, 16)),
         ({"CPU": 16.0, "GPU": 2.0}, 1, None, (2, {"num_gpus": 1.0, "num_cpus": 0}, 1)),
         ({"CPU": 16.0, "GPU": 2.0}, 1, 1, (1, {"num_gpus": 1.0, "num_cpus": 0}, 1)),
     ],

@@ -30,7 +30,7 @@ class Summary:
     seconds: dict[str, float]
     wall_s: float
     patches_per_s: float | None
-    """Rate of the whole flow from the first finished block to the last, without the start; None for a single block."""
+    """Of the flow, from when the first block left the network to the last frame finished; None for a single block."""
 
     def __str__(self) -> str:
         lines = [
@@ -59,15 +59,14 @@ class Progress:
         self.total, self.done_before, self.log = total, done_before, log
         self.frames = self.instances = self.refined = self.patches = self.quarantined = 0
         self.seconds: Counter[str] = Counter()
-        self.started = time.monotonic()
         self.first: tuple[float, int, int] | None = None
-        """When the first block was finished, and its frames and patches; rates are taken from there."""
-        self.last = self.logged = self.started
+        """When the first block left the network, and its frames and patches; rates are taken from there."""
+        self.last = self.logged = time.time()
         self.live = sys.stderr.isatty()
 
     def update(self, receipts: Sequence[Receipt]) -> None:
         """Count the frames of one block; now and then say how far the run is."""
-        self.last = time.monotonic()
+        self.last = time.time()
         for receipt in receipts:
             self.frames += not receipt.error
             self.quarantined += bool(receipt.error)
@@ -76,7 +75,7 @@ class Progress:
             self.patches += receipt.patches
             self.seconds.update(receipt.seconds)
         if self.first is None:
-            self.first = self.last, self.frames + self.quarantined, self.patches
+            self.first = receipts[0].refined_at, self.frames + self.quarantined, self.patches
         finished = self.frames + self.quarantined == self.total
         if self.last - self.logged > (0.2 if self.live else LOG_SECONDS) or finished:
             self.logged = self.last
@@ -84,10 +83,10 @@ class Progress:
 
     def _say(self, finished: bool) -> None:
         count = self.frames + self.quarantined
-        rate = self._since_first(count, 1) or count / (self.last - self.started)
+        rate = self._since_first(count, 1)
         line = (
-            f"refine {count}/{self.total}  {rate:.1f} frames/s  quarantined {self.quarantined}"
-            f"  eta {(self.total - count) / rate:.0f}s"
+            f"refine {count}/{self.total}  {rate or 0:.1f} frames/s  quarantined {self.quarantined}"
+            f"  eta {f'{(self.total - count) / rate:.0f}s' if rate else '?'}"
         )
         if self.live:
             print(f"\r{line}\033[K", end="\n" if finished else "", file=sys.stderr, flush=True)
@@ -111,6 +110,6 @@ class Progress:
 
     def _since_first(self, count: int, which: int) -> float | None:
         """Rate of `count` from the first block on, which had brought `first[which]`; None within that block."""
-        if self.first is None or self.last <= self.first[0]:
+        if self.first is None or count == self.first[which]:
             return None
-        return (count - self.first[which]) / (self.last - self.first[0])
+        return (count - self.first[which]) / max(self.last - self.first[0], 1e-3)

@@ -42,6 +42,8 @@ class Work:
     error: str = ""
     """Why the frame is set aside; empty while all is well."""
     seconds: dict[str, float] = field(default_factory=dict)
+    refined_at: float = 0.0
+    """Unix time at which its patches left the network."""
 
     @property
     def patches(self) -> int:
@@ -59,6 +61,7 @@ class Receipt:
     refined: int
     patches: int
     seconds: dict[str, float]
+    refined_at: float
 
 
 @contextmanager
@@ -127,7 +130,7 @@ def refine(works: Sequence[Work], patches: Sequence[np.ndarray], refiner: Refine
         probabilities = np.ascontiguousarray(probabilities[:, padding:-padding, padding:-padding])
     each = (time.perf_counter() - started) / max(1, sum(counts))
     for work, count in zip(works, counts):
-        work.seconds["refine"] = each * count
+        work.seconds["refine"], work.refined_at = each * count, time.time()
     ends = np.cumsum(counts)
     return [probabilities[end - count : end] for end, count in zip(ends, counts)]
 
@@ -177,6 +180,7 @@ def commit(works: Sequence[Work], writer: Writer) -> list[Receipt]:
             sum(instance.status == "refined" for instance in work.frame.instances) if work.frame else 0,
             work.patches,
             work.seconds,
+            work.refined_at,
         )
         for work in works
     ]

@@ -9,7 +9,7 @@ from pipeline.stages import Receipt
 
 
 def _receipt(frame_id, error="", part=""):
-    return Receipt(frame_id, error, part, 1, 1, 5, {})
+    return Receipt(frame_id, error, part, 1, 1, 5, {}, 0.0)
 
 
 def _reopened(output, fingerprint=None):

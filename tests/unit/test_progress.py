@@ -5,14 +5,14 @@ from pipeline.progress import Progress
 from pipeline.stages import Receipt
 
 
-def _receipt(frame_id, error="", patches=10):
-    return Receipt(frame_id, error, "", 3, 2, 0 if error else patches, {"extract": 0.5, "refine": 1.0})
+def _receipt(frame_id, error="", patches=10, refined_at=0.0):
+    return Receipt(frame_id, error, "", 3, 2, 0 if error else patches, {"extract": 0.5, "refine": 1.0}, refined_at)
 
 
 def _progress(monkeypatch, times, **settings):
     """Progress whose clock shows the given times one after the other."""
     clock = iter(times)
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress.time, "time", lambda: next(clock))
     lines = []
     return Progress(**{"total": 6, "done_before": 4, "log": lines.append} | settings), lines
 
@@ -20,17 +20,17 @@ def _progress(monkeypatch, times, **settings):
 def test_the_line_has_rate_eta_and_frames_set_aside(monkeypatch):
     shown, lines = _progress(monkeypatch, [0.0, 30.0, 41.0, 42.0])
     shown.live = False
-    shown.update([_receipt("a"), _receipt("b", error="broken")])
+    shown.update([_receipt("a", refined_at=20.0), _receipt("b", error="broken", refined_at=20.0)])
     shown.update([_receipt("c"), _receipt("d")])
-    assert lines[0] == "refine 2/6  0.1 frames/s  quarantined 1  eta 60s"
-    assert lines[1] == "refine 4/6  0.2 frames/s  quarantined 1  eta 11s"
+    assert lines[0] == "refine 2/6  0.0 frames/s  quarantined 1  eta ?"
+    assert lines[1] == "refine 4/6  0.1 frames/s  quarantined 1  eta 21s"
     shown.update([_receipt("e"), _receipt("f")])
-    assert lines[2] == "refine 6/6  0.3 frames/s  quarantined 1  eta 0s"
+    assert lines[2] == "refine 6/6  0.2 frames/s  quarantined 1  eta 0s"
 
 
 def test_the_summary_counts_frames_instances_patches_and_seconds_per_stage(monkeypatch):
     shown, _ = _progress(monkeypatch, [0.0, 10.0, 12.0], total=3)
-    shown.update([_receipt("a"), _receipt("b", error="broken")])
+    shown.update([_receipt("a", refined_at=10.0), _receipt("b", error="broken", refined_at=10.0)])
     shown.update([_receipt("c", patches=50)])
     summary = shown.summary("out", {"b": "b.png: broken"}, wall_s=13.0)
     assert (summary.frames, summary.done_before, summary.instances, summary.patches) == (2, 4, 9, 60)

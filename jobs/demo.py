@@ -13,7 +13,7 @@ from pipeline import demo_dump
 from pipeline.config import RefineConfig
 from pipeline.flow import run
 from pipeline.records import InputError
-from pipeline.report import write_report
+from pipeline.report import write_picture, write_report
 
 TITLE = "Boundary patch refinement: before and after"
 
@@ -28,6 +28,8 @@ class DemoConfig:
     """Bundled weights by name, our .safetensors, or the reference's .pth."""
     local: bool = False
     """Run in this one process, without Ray."""
+    picture: str | None = None
+    """Also write the most telling close-ups as one PNG, as in the README."""
 
 
 def main() -> int:
@@ -50,6 +52,8 @@ def main() -> int:
             return 1
         facts = demo_dump.facts(summary, os.path.basename(config.checkpoint))
         write_report(f"{root}/report.html", demo_dump.report_frames(root), TITLE, facts)
+        if config.picture:
+            write_picture(config.picture, demo_dump.report_frames(root))
     except (InputError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -11,13 +11,19 @@ from pipeline.records import InputError
 
 
 def main() -> int:
-    """Exit status: 0 when frames were refined or all was done; 1 when nothing could be, or on any fault if strict."""
+    """Exit status: 0 when frames were refined or all was done; 1 when nothing could be, or on any fault if strict.
+
+    130 after Ctrl-C.
+    """
     try:
         config = parse(sys.argv[1:])
         summary = run(config)
-    except (InputError, CheckpointError) as error:
+    except (InputError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     print(summary)
     nothing_done = summary.frames + summary.done_before == 0
     return 1 if nothing_done or (config.strict and summary.quarantined) else 0

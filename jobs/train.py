@@ -32,6 +32,8 @@ class TrainConfig:
     """Patches per step; the steps of the first part take three times as many, at a quarter of the area."""
     quarter_share: float = 0.4
     """Share of the steps that train on the 32 px middle of each patch, which costs a quarter."""
+    start: str | None = None
+    """Weights to go on from instead of starting from scratch: a bundled name, .safetensors or .pth."""
     fit: FitConfig = field(default_factory=FitConfig)
 
 
@@ -55,7 +57,7 @@ def main(config: TrainConfig) -> None:
         if step % SAVE_EVERY_STEPS == 0:
             checkpoint.save(average, config.output, {**card, "trained_steps": step})
 
-    network = fit(config.fit, batches, report)
+    network = fit(config.fit, batches, report, checkpoint.load(config.start) if config.start else None)
     checkpoint.save(network, config.output, {**card, "trained_steps": config.fit.steps})
     print(f"wrote {config.output}: {json.dumps(card)}")
 

@@ -20,6 +20,37 @@ def flip(patches: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return out
 
 
+def turn(patches: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Turn each patch by a random multiple of 90 degrees: a set of upright objects lacks level edges."""
+    return np.stack([np.rot90(patch, rng.integers(4)) for patch in patches])
+
+
+def invert(patches: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Swap object and background in both masks with probability one half per patch.
+
+    What then tells the two sides apart is the edge and the coarse mask, not what the objects of the training set happen
+    to look like.
+    """
+    out = patches.copy()
+    out[rng.random(len(patches)) < 0.5, ..., 3:] ^= 1
+    return out
+
+
+def vary(patches: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Give the images what a small training set lacks: other colours (channels permuted), softness, grain."""
+    out = patches.copy()
+    for patch in out:
+        image = patch[..., :3]
+        if rng.random() < 0.5:
+            image = image[..., rng.permutation(3)]
+        if rng.random() < 0.3:
+            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.5))
+        if rng.random() < 0.3:
+            image = (image + rng.normal(0, rng.uniform(1, 8), image.shape)).clip(0, 255)
+        patch[..., :3] = np.rint(image)
+    return out
+
+
 def distort(patches: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Photometric distortion of the image channels, each kind with probability one half per patch; masks stay."""
     out = patches.copy()
@@ -42,3 +73,10 @@ def distort(patches: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             image *= contrast
         patch[..., :3] = np.rint(image.clip(0, 255))
     return out
+
+
+def augment(patches: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """All of the above, for a small training set."""
+    for change in (flip, turn, invert, distort, vary):
+        patches = change(patches, rng)
+    return patches

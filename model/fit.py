@@ -39,9 +39,12 @@ class FitConfig:
 
 
 def fit(
-    config: FitConfig, batches: Iterable[np.ndarray], report: Callable[[int, float, RefinementNetwork], None]
+    config: FitConfig,
+    batches: Iterable[np.ndarray],
+    report: Callable[[int, float, RefinementNetwork], None],
+    start: RefinementNetwork | None = None,
 ) -> RefinementNetwork:
-    """Train a network from scratch and return its weight average, in eval mode.
+    """Train a network, from scratch or from `start`, and return its weight average, in eval mode.
 
     Each batch is (N, P, P, 5) uint8: RGB, coarse mask 0/1, target mask 0/1; P may differ between batches. `report` is
     called after each step with the step's number from 1, its loss, and the averaged network so far. The loss is the
@@ -50,7 +53,8 @@ def fit(
     """
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = RefinementNetwork(CONFIGS[config.network]).to(device, memory_format=torch.channels_last).train()
+    network = start or RefinementNetwork(CONFIGS[config.network])
+    network = network.to(device, memory_format=torch.channels_last).train()
     average = deepcopy(network).eval().requires_grad_(False)
     decayed = [p for p in network.parameters() if p.ndim > 1]
     plain = [p for p in network.parameters() if p.ndim <= 1]

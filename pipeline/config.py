@@ -72,6 +72,8 @@ class RefineConfig:
         for name, least in (("patch_size", 8), ("padding", 0), ("frames_per_block", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}: expected at least {least}")
+        if not self.gpus_per_worker > 0:
+            raise InputError(f"gpus_per_worker is {self.gpus_per_worker}: expected a number above 0")
         for name in ("batch_size", "workers", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -102,8 +104,10 @@ def _flags(path: str) -> list[str]:
         if name not in known:
             raise InputError(f"{path}: unknown setting {key!r}; known are {', '.join(known)}")
         flag = str(name).replace("_", "-")
-        if isinstance(value, bool):
+        if isinstance(known[name].default, bool):
+            if not isinstance(value, bool):
+                raise InputError(f"{path}: {key} is {value!r}: expected true or false")
             flags.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            flags += [f"--{flag}", str(value)]
+        elif value is not None:
+            flags.append(f"--{flag}={value}")
     return flags

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pipeline import storage
 from pipeline.config import Format, RefineConfig
 from pipeline.formats import Reader, Writer
-from pipeline.formats.cityscapes import CityscapesReader, CityscapesWriter
+from pipeline.formats.cityscapes import CityscapesReader, CityscapesWriter, base_path
 from pipeline.formats.coco import CocoReader, CocoWriter
 from pipeline.formats.parquet import ParquetReader, ParquetWriter
-from pipeline.records import InputError
+from pipeline.records import FrameRef, InputError
 
 
 def input_format(config: RefineConfig) -> Format:
@@ -25,9 +27,16 @@ def input_format(config: RefineConfig) -> Format:
     if storage.is_dir(path):
         if storage.find(path, ("_pred.txt",)):
             return "cityscapes"
-        if storage.find(path, (".parquet",)):
+        if any(not found.startswith("_ledger/") for found in storage.find(path, (".parquet",))):
             return "parquet"
     raise InputError(f"{path}: expected a folder with *_pred.txt files, a results .json, or .parquet; or give --format")
+
+
+def check_output(config: RefineConfig) -> None:
+    """Raise InputError where the output could replace the predictions, or be taken for some of them by the next run."""
+    for folder, inside in ((config.predictions, config.output), (config.output, config.predictions)):
+        if storage.contains(folder, inside):
+            raise InputError(f"{config.output}: expected an output folder apart from {config.predictions}")
 
 
 def reader(config: RefineConfig, form: Format) -> Reader:
@@ -42,6 +51,24 @@ def reader(config: RefineConfig, form: Format) -> Reader:
         if form == "cityscapes"
         else ParquetReader(config.predictions, config.images)
     )
+
+
+def without_collisions(refs: list[FrameRef]) -> list[FrameRef]:
+    """The frames of a dump to be written as a Cityscapes folder; those that would overwrite an earlier one get an error.
+
+    Frames are named after their images there, which frames of another form may share.
+    """
+    owners: dict[str, str] = {}
+    kept = []
+    for ref in refs:
+        owner = owners.setdefault(base_path(ref), ref.frame_id)
+        if owner != ref.frame_id and not ref.error:
+            reason = (
+                f"{ref.file_name}: expected one frame per image in a Cityscapes folder, frame {owner} has it as well"
+            )
+            ref = replace(ref, error=reason)
+        kept.append(ref)
+    return kept
 
 
 def writer(output: str, form: Format) -> Writer:

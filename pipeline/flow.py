@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from model import Refiner
 
 
+_BACKLOG_BLOCKS = 2
+"""Blocks that may wait in memory for each network process, so that it never waits for one."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything a worker needs to know about a run; small and picklable."""
@@ -56,41 +60,59 @@ def run(config: RefineConfig, log: Callable[[str], None] = print) -> Summary:
     Raises InputError where nothing can be done at all. Frames with a fault are set aside in `_ledger/quarantine.csv`.
     """
     config = _absolute(config)
+    dump.check_output(config)
+    storage.check_folder(config.images)
     form = dump.input_format(config)
     output_form = form if config.output_format == "same" else config.output_format
     reader, writer = dump.reader(config, form), dump.writer(config.output, output_form)
     threshold = config.nms_threshold if config.nms_threshold is not None else NMS_THRESHOLDS[form]
     cutting = Cutting(threshold, config.patch_size, config.padding, config.parity)
 
-    weights = hashlib.sha256(storage.read(config.checkpoint)).hexdigest()
-    load_refiner = partial(_load_refiner, config.checkpoint, config.precision, config.batch_size)
     started = time.monotonic()
-    refs = reader.list_frames()[: config.limit]
-    if not refs:
+    weights = storage.read(config.checkpoint)
+    listed = reader.list_frames()
+    if not listed:
         raise InputError(f"{config.predictions}: no frame found, read as {form}")
+    if output_form == "cityscapes" != form:
+        listed = dump.without_collisions(listed)
+    refs = listed[: config.limit]
     with closing(Ledger(config.output)) as ledger:
-        ledger.open(_fingerprint(config, form, output_form, cutting, weights))
+        ledger.open(_fingerprint(config, form, output_form, cutting, hashlib.sha256(weights).hexdigest()))
+        ledger.forget_others({ref.frame_id for ref in listed})
         todo = [ref for ref in refs if ref.frame_id not in ledger.parts]
-        size = config.frames_per_block
-        plan = Plan(
-            reader,
-            writer,
-            config.images,
-            cutting,
-            load_refiner,
-            [todo[i : i + size] for i in range(0, len(todo), size)],
-        )
         progress = Progress(total=len(todo), done_before=len(refs) - len(todo), log=log)
-        if todo:
-            blocks = run_local(plan) if config.local else run_ray(plan, config.workers, config.gpus_per_worker)
-            with _terminated_as_exit():
-                for receipts in blocks:
-                    ledger.record(receipts)
-                    progress.update(receipts)
+        with _terminated_as_exit():
+            for receipts in _blocks_of_receipts(config, todo, reader, writer, cutting, weights):
+                ledger.record(receipts)
+                progress.update(receipts)
         ledger.flush()
         if any(ref.frame_id in ledger.parts for ref in refs):
             writer.finish(refs, ledger.parts)
         return progress.summary(config.output, ledger.aside, time.monotonic() - started)
+
+
+def _blocks_of_receipts(
+    config: RefineConfig, todo: list[FrameRef], reader: Reader, writer: Writer, cutting: Cutting, weights: bytes
+) -> Iterator[list[Receipt]]:
+    """Refine the frames; those that the listing has found wrong take no worker, and start no cluster."""
+    if rejected := [Work(ref.frame_id, error=ref.error) for ref in todo if ref.error]:
+        yield commit(rejected, writer)
+    sound, size = [ref for ref in todo if not ref.error], config.frames_per_block
+    if not sound:
+        return
+    from model.checkpoint import load
+
+    # Here a wrong checkpoint is one clear line; in an actor it would be a pool that never starts.
+    load(config.checkpoint, weights)
+    plan = Plan(
+        reader,
+        writer,
+        config.images,
+        cutting,
+        partial(_load_refiner, config.checkpoint, config.precision, config.batch_size),
+        [sound[i : i + size] for i in range(0, len(sound), size)],
+    )
+    yield from run_local(plan) if config.local else run_ray(plan, config.workers, config.gpus_per_worker)
 
 
 def run_local(plan: Plan) -> Iterator[list[Receipt]]:
@@ -127,7 +149,7 @@ def run_local(plan: Plan) -> Iterator[list[Receipt]]:
 def run_ray(plan: Plan, workers: int | None, gpus_per_worker: float) -> Iterator[list[Receipt]]:
     """The same stages as Ray Data operators, on the cluster at RAY_ADDRESS or a new one on this machine."""
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     with _ray_session():
@@ -139,6 +161,9 @@ def run_ray(plan: Plan, workers: int | None, gpus_per_worker: float) -> Iterator
         context.target_max_block_size = None
         context.execution_options.preserve_order = False
         context.execution_no_progress_timeout_s = 600
+        # Without a limit everything is cut long before the network gets to it, and waits in memory.
+        backlog = _BACKLOG_BLOCKS * pool * len(plan.blocks[0]) * plan.cutting.frame_bytes
+        context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=backlog)
         with DataContext.current(context):
             rows = (
                 ray.data.read_datasource(_blocks_source(plan.blocks))
@@ -277,9 +302,12 @@ def _terminated_as_exit() -> Iterator[None]:
 
 def _absolute(config: RefineConfig) -> RefineConfig:
     """The same settings with paths that mean the same in every process."""
-    from model.checkpoint import resolve
+    from model.checkpoint import bundled, resolve
 
     checkpoint = resolve(config.checkpoint)
+    if not storage.exists(checkpoint):
+        known = ", ".join(bundled()) or "none"
+        raise InputError(f"{config.checkpoint}: no such checkpoint file, nor bundled weights (bundled: {known})")
     return replace(
         config,
         predictions=storage.absolute(config.predictions),
@@ -301,6 +329,8 @@ def _fingerprint(config: RefineConfig, form: str, output_form: str, cutting: Cut
     return {
         "predictions": config.predictions,
         "images": config.images,
+        "image_list": config.image_list,
+        "image_pattern": config.image_pattern,
         "format": form,
         "output_format": output_form,
         "weights_sha256": weights,

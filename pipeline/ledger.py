@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -33,26 +33,36 @@ class Ledger:
     def open(self, fingerprint: dict[str, Any]) -> None:
         """Load what earlier runs with the same fingerprint have done.
 
-        Raises InputError where the output belongs to a run with other settings, naming the first that differs, and
-        where it cannot be written.
+        Raises InputError where the output holds frames of a run with other settings, naming the first that differs,
+        and where it cannot be written. A run that finished no frame leaves the output to any other.
         """
         run = f"{self.root}/run.json"
+        before, segments = None, []
         if storage.exists(run):
-            before = json.loads(storage.read(run))
-            for key in sorted({*before, *fingerprint}):
-                if before.get(key) != fingerprint.get(key):
-                    raise InputError(
-                        f"{run}: this output was made with {key} = {before.get(key)!r}, not {fingerprint.get(key)!r};"
-                        " choose another output, or remove this one"
-                    )
-            for name in storage.find(self.root, (".jsonl",)):
-                for line in storage.read(f"{self.root}/{name}").splitlines():
-                    self._note(json.loads(line))
-        else:
-            try:
-                storage.put(run, json.dumps(fingerprint, indent=1, sort_keys=True).encode())
-            except OSError as error:
-                raise InputError(f"{self.root}: cannot write the output there ({error.strerror or error})") from None
+            before = _parse(run, storage.read(run))
+            segments = [f"{self.root}/{name}" for name in storage.find(self.root, (".jsonl",))]
+            for segment in segments:
+                for line in storage.read(segment).splitlines():
+                    self._note(_parse(segment, line))
+        if before == fingerprint:
+            return
+        if before is not None and self.parts:
+            key = min(key for key in {*before, *fingerprint} if before.get(key) != fingerprint.get(key))
+            raise InputError(
+                f"{run}: this output was made with {key} = {before.get(key)!r}, not {fingerprint.get(key)!r};"
+                " choose another output, or remove this one"
+            )
+        for segment in segments:
+            storage.remove(segment)
+        self.aside = {}
+        try:
+            storage.put(run, json.dumps(fingerprint, indent=1, sort_keys=True).encode())
+        except OSError as error:
+            raise InputError(f"{self.root}: cannot write the output there ({error.strerror or error})") from None
+
+    def forget_others(self, frame_ids: Container[str]) -> None:
+        """Drop frames from those set aside that are no longer in the dump."""
+        self.aside = {frame_id: error for frame_id, error in self.aside.items() if frame_id in frame_ids}
 
     def _note(self, entry: dict[str, Any]) -> None:
         frame_id = entry["frame_id"]
@@ -90,3 +100,10 @@ class Ledger:
             storage.put(table, text.getvalue().encode())
         else:
             storage.remove(table)
+
+
+def _parse(url: str, data: bytes) -> dict[str, Any]:
+    try:
+        return json.loads(data)
+    except ValueError:
+        raise InputError(f"{url}: expected json as an earlier run wrote it; the file is damaged") from None

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as rle
 
-from model.augment import distort, flip
+from model.augment import augment
 from model.coarsen import coarsen
 from pipeline import storage
 from pipeline.patches import crop
@@ -113,4 +113,4 @@ def stream(
             while len(pool) >= buffer:
                 chosen = rng.permutation(len(pool))
                 batch, pool = pool[chosen[:batch_size]], pool[chosen[batch_size:]]
-                yield distort(flip(batch, rng), rng)
+                yield augment(batch, rng)

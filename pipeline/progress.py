@@ -61,7 +61,7 @@ class Progress:
         self.seconds: Counter[str] = Counter()
         self.first: tuple[float, int, int] | None = None
         """When the first block left the network, and its frames and patches; rates are taken from there."""
-        self.last = self.logged = time.time()
+        self.last = self.logged = self.started = time.time()
         self.live = sys.stderr.isatty()
 
     def update(self, receipts: Sequence[Receipt]) -> None:
@@ -74,7 +74,7 @@ class Progress:
             self.refined += receipt.refined
             self.patches += receipt.patches
             self.seconds.update(receipt.seconds)
-        if self.first is None:
+        if self.first is None and receipts[0].refined_at:
             self.first = receipts[0].refined_at, self.frames + self.quarantined, self.patches
         finished = self.frames + self.quarantined == self.total
         if self.last - self.logged > (0.2 if self.live else LOG_SECONDS) or finished:
@@ -83,10 +83,10 @@ class Progress:
 
     def _say(self, finished: bool) -> None:
         count = self.frames + self.quarantined
-        rate = self._since_first(count, 1)
+        rate = self._since_first(count, 1) or count / max(self.last - self.started, 1e-3)
         line = (
-            f"refine {count}/{self.total}  {rate or 0:.1f} frames/s  quarantined {self.quarantined}"
-            f"  eta {f'{(self.total - count) / rate:.0f}s' if rate else '?'}"
+            f"refine {count}/{self.total}  {rate:.1f} frames/s  quarantined {self.quarantined}"
+            f"  eta {(self.total - count) / rate:.0f}s"
         )
         if self.live:
             print(f"\r{line}\033[K", end="\n" if finished else "", file=sys.stderr, flush=True)

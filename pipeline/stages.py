@@ -30,6 +30,11 @@ class Cutting:
     padding: int = 0
     parity: bool = False
 
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of the patches of a frame with many of them, by which memory is planned."""
+        return 400 * 4 * (self.patch_px + 2 * self.padding) ** 2
+
 
 @dataclass(slots=True)
 class Work:
@@ -75,7 +80,10 @@ def _timed(work: Work, stage: str) -> Iterator[None]:
 
 def decode_image(url: str) -> np.ndarray:
     """An image file as (H, W, 3) uint8 RGB; InputError names a file that is missing or cannot be decoded."""
-    image = cv2.imdecode(np.frombuffer(storage.read(url), np.uint8), cv2.IMREAD_COLOR_RGB)
+    try:
+        image = cv2.imdecode(np.frombuffer(storage.read(url), np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error:  # an empty file
+        image = None
     if image is None:
         raise InputError(f"{url}: expected an image that OpenCV can decode")
     return image
@@ -103,10 +111,8 @@ def cut(image: np.ndarray, instances: Sequence[Instance], cutting: Cutting) -> t
 
 def extract(ref: FrameRef, reader: Reader, images: str, cutting: Cutting) -> tuple[Work, np.ndarray]:
     """Read one frame and cut its patches (N, P, P, 4) uint8. Whatever is wrong with it becomes `Work.error`."""
-    work = Work(ref.frame_id, error=ref.error)
+    work = Work(ref.frame_id)
     patches = np.zeros((0, *(cutting.patch_px + 2 * cutting.padding,) * 2, 4), np.uint8)
-    if work.error:
-        return work, patches
     with _timed(work, "extract"):
         try:
             image = decode_image(storage.join(images, ref.file_name))
@@ -117,7 +123,7 @@ def extract(ref: FrameRef, reader: Reader, images: str, cutting: Cutting) -> tup
         except InputError as error:
             work.error = str(error)
         except Exception as error:  # one frame must never stop the others
-            work.error = f"{ref.file_name}: {type(error).__name__}: {error}"
+            work.error = f"{ref.file_name}: {type(error).__name__}: {' '.join(str(error).split())}"
     return work, patches
 
 

@@ -14,18 +14,26 @@ from pipeline.records import InputError
 
 
 def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    return fsspec.core.url_to_fs(url)
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:  # a store whose package is not installed, or that does not exist
+        raise InputError(f"{url}: {error}") from None
 
 
 def _is_local(fs: fsspec.AbstractFileSystem) -> bool:
     return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 
 
-def join(root: str, relative: str) -> str:
-    """`relative` below the folder `root`; raises InputError where it would leave it (absolute, or through `..`)."""
+def stays_below(relative: str) -> bool:
+    """Whether a path leads to some place below any folder it is appended to: not absolute, and not through `..`."""
     parts = relative.replace("\\", "/").split("/")
     # fsspec takes `a::b` for a chain of file systems, so a name with it could lead anywhere.
-    if not relative or relative.startswith("/") or ".." in parts or any(s in relative for s in ("://", "::", "\0")):
+    return bool(parts[0]) and ".." not in parts and not any(s in relative for s in ("://", "::", "\0"))
+
+
+def join(root: str, relative: str) -> str:
+    """`relative` below the folder `root`; raises InputError where it would leave it."""
+    if not stays_below(relative):
         raise InputError(f"{relative!r}: expected a path that stays below {root}")
     return f"{root.rstrip('/')}/{relative}"
 
@@ -47,6 +55,21 @@ def is_dir(url: str) -> bool:
     return fs.isdir(path)
 
 
+def check_folder(url: str) -> None:
+    """Raise InputError where a local folder is missing; other stores may know files only."""
+    fs, path = _open(url)
+    if _is_local(fs) and not fs.isdir(path):
+        raise InputError(f"{url}: expected a folder")
+
+
+def contains(folder: str, url: str) -> bool:
+    """Whether a file or folder is `folder` itself or lies below it, also through symbolic links."""
+    (fs, root), (other, path) = _open(folder), _open(url)
+    if _is_local(fs):
+        root, path = os.path.realpath(root), os.path.realpath(path)
+    return fs == other and f"{path.rstrip('/')}/".startswith(f"{root.rstrip('/')}/")
+
+
 def find(root: str, suffixes: tuple[str, ...]) -> list[str]:
     """Sorted paths, relative to the folder `root`, of all files below it with one of the endings (lower case)."""
     fs, path = _open(root)
@@ -58,12 +81,12 @@ def find(root: str, suffixes: tuple[str, ...]) -> list[str]:
 
 
 def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
-    """The bytes of a file, or of the range [start, end) of it. A missing file raises InputError that names it."""
+    """The bytes of a file, or of the range [start, end) of it. InputError names a file that cannot be read."""
     fs, path = _open(url)
     try:
         return fs.cat_file(path, start=start, end=end)
-    except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{url}: no such file") from None
+    except OSError as error:
+        raise _unreadable(url, error) from None
 
 
 @contextmanager
@@ -72,10 +95,16 @@ def open_read(url: str) -> Iterator[IO[bytes]]:
     fs, path = _open(url)
     try:
         file = fs.open(path, "rb")
-    except FileNotFoundError:
-        raise InputError(f"{url}: no such file") from None
+    except OSError as error:
+        raise _unreadable(url, error) from None
     with file:
         yield file
+
+
+def _unreadable(url: str, error: OSError) -> InputError:
+    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+        return InputError(f"{url}: no such file")
+    return InputError(f"{url}: cannot be read ({error.strerror or error})")
 
 
 def put(url: str, data: bytes) -> None:

@@ -97,7 +97,7 @@ class CityscapesWriter:
         and its PNGs `<image>_<number>.png`.
         """
         for frame in frames:
-            base = _base(frame)
+            base = base_path(frame)
             folder = posixpath.dirname(base)
             names = _png_names(frame, posixpath.basename(base))
             lines = []
@@ -135,16 +135,18 @@ def _fields(fields: list[str]) -> tuple[str, int, float]:
     return name, label_id, value
 
 
-def _base(frame: Frame) -> str:
+def base_path(frame: Frame | FrameRef) -> str:
     """The path of a frame's `_pred.txt` without that ending."""
     image = posixpath.splitext(frame.file_name)[0]
     # Only a Cityscapes folder names its frames after their images; its frame ids also know the city's folder.
-    return frame.frame_id if posixpath.basename(frame.frame_id) == posixpath.basename(image) else image
+    same = posixpath.basename(frame.frame_id) == posixpath.basename(image)
+    return frame.frame_id if same and storage.stays_below(frame.frame_id) else image
 
 
 def _png_names(frame: Frame, stem: str) -> list[str]:
     names = [instance.instance_id for instance in frame.instances]
-    if all(name.endswith(".png") and not re.search(r"\s", name) for name in names) and len({*names}) == len(names):
+    fit = all(name.endswith(".png") and storage.stays_below(name) and not re.search(r"\s", name) for name in names)
+    if fit and len({*names}) == len(names):
         return names
     # A line is split at white space, so there can be none in a PNG's name.
     stem = re.sub(r"[\s%]", lambda found: f"%{ord(found[0]):02X}", stem)

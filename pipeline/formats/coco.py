@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 import sys
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,8 @@ class CocoReader:
     def __post_init__(self) -> None:
         if (self.image_list is None) == (self.image_pattern is None):
             raise InputError(f"{self.predictions}: expected either image_list or image_pattern beside COCO results")
+        if self.image_pattern is not None:
+            _check_pattern(self.image_pattern)
 
     def list_frames(self) -> list[FrameRef]:
         """One reference per image in the order in which they first appear. Entries are seen one at a time.
@@ -93,12 +96,18 @@ class CocoReader:
     def _file_name(self, image_id: int | str, file_names: dict[int | str, str] | None) -> tuple[str, str]:
         """The image's file name, and what is wrong where there is none."""
         if file_names is not None:
-            error = f"image_id {image_id!r}, expected one that {self.image_list} lists"
-            return (file_names[image_id], "") if image_id in file_names else ("", error)
-        try:
-            return str(self.image_pattern).format(image_id=image_id), ""
-        except (ValueError, LookupError, AttributeError, TypeError) as error:
-            return "", f"image_id {image_id!r}, expected one that the pattern {self.image_pattern} can take ({error})"
+            if image_id not in file_names:
+                return "", f"image_id {image_id!r}, expected one that {self.image_list} lists"
+            name = file_names[image_id]
+        else:
+            try:
+                name = str(self.image_pattern).format(image_id=image_id)
+            except (ValueError, MemoryError) as error:
+                expected = f"expected one that the pattern {self.image_pattern} can take"
+                return "", f"image_id {image_id!r}, {expected} ({error})"
+        if not storage.stays_below(name):
+            return "", f"image {name!r}, expected a path that stays below {self.images}"
+        return name, ""
 
     def read(self, ref: FrameRef, width: int, height: int) -> list[Instance]:
         """The instances of an image; an instance's id is its entry's number. InputError names the file and the entry.
@@ -157,10 +166,20 @@ class CocoWriter:
             file.write(b"}\n")
 
 
+def _check_pattern(pattern: str) -> None:
+    try:
+        names = {name for _, name, _, _ in string.Formatter().parse(pattern) if name is not None}
+    except ValueError:
+        names = set()
+    if names != {"image_id"}:
+        raise InputError(f"image_pattern is {pattern!r}: expected a name such as '{{image_id:012d}}.jpg'")
+
+
 def _read_image_list(url: str) -> tuple[dict[int | str, str], set[int] | None]:
     """The file name of each image id, and the category ids where the file lists them."""
+    data = storage.read(url)
     try:
-        content = json.loads(storage.read(url))
+        content = json.loads(data)
         images = content["images"]
         file_names = {image["id"]: image["file_name"] for image in images}
         categories = {category["id"] for category in content["categories"]} if content.get("categories") else None

@@ -90,12 +90,17 @@ class ParquetReader:
             with _open(url) as file:
                 _check(url, file.schema_arrow)
                 for group in range(file.num_row_groups):
-                    names = file.read_row_group(group, columns=["frame_id", "file_name"])
+                    names = file.read_row_group(group, columns=["frame_id", "file_name"], use_threads=False)
                     pairs = zip(names["frame_id"].to_pylist(), names["file_name"].to_pylist())
                     for row, (frame_id, file_name) in enumerate(pairs):
                         if not frame_id:
                             raise InputError(f"{url}: row group {group}, row {row}: expected a frame_id")
-                        error = "" if file_name else f"{url}: frame {frame_id}: expected a file_name"
+                        error = ""
+                        if not file_name:
+                            error = f"{url}: frame {frame_id}: expected a file_name"
+                        elif not storage.stays_below(file_name):
+                            expected = f"expected a path that stays below {self.images}"
+                            error = f"{url}: frame {frame_id}: file_name {file_name!r}, {expected}"
                         refs.append(FrameRef(frame_id, file_name or "", (url, group, row), error=error))
         times = Counter(ref.frame_id for ref in refs)
         return [
@@ -166,11 +171,13 @@ class ParquetWriter:
 
 @contextmanager
 def _open(url: str) -> Iterator[pq.ParquetFile]:
+    """A file to read with `use_threads=False`: Arrow's threads may hold Python's bytes until it exits, and abort it."""
     with storage.open_read(url) as source:
         try:
             yield pq.ParquetFile(source)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{url}: expected a Parquet file that can be read: {error}") from None
+            reason = " ".join(str(error).split())
+            raise InputError(f"{url}: expected a Parquet file that can be read: {reason}") from None
 
 
 @lru_cache(maxsize=2)
@@ -178,7 +185,7 @@ def _row_group(url: str, group: int) -> pa.Table:
     with _open(url) as file:
         if group >= file.num_row_groups:
             raise InputError(f"{url}: expected row group {group} that was listed here; the file has changed")
-        return file.read_row_group(group, columns=list(_COLUMNS))
+        return file.read_row_group(group, columns=list(_COLUMNS), use_threads=False)
 
 
 def _repeated(ref: FrameRef) -> str:

@@ -73,7 +73,8 @@ class Parts:
             self._open.move_to_end(path)
             return self._open[path]
         url = storage.join(self.output, path)
-        table = pq.read_table(pa.BufferReader(storage.read(url))).combine_chunks()
+        # Arrow's threads, which `read_table` always uses, may hold Python's bytes until it exits, and abort it.
+        table = pq.ParquetFile(pa.BufferReader(storage.read(url))).read(use_threads=False).combine_chunks()
         if table.schema != PART_SCHEMA:
             raise InputError(f"{url}: expected a part that this version of the program wrote")
         rows = {frame_id: number for number, frame_id in enumerate(table["frame_id"].to_pylist())}

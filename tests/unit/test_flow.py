@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from model.checkpoint import CheckpointError
 from pipeline import flow
 from pipeline.config import RefineConfig
 from pipeline.records import InputError
@@ -131,6 +132,35 @@ def test_an_rle_of_another_size_and_an_unknown_category_are_set_aside(tmp_path, 
     refined = json.loads((tmp_path / "out" / "refined.json").read_text())
     aside = {results[0]["image_id"], results[-1]["image_id"]}
     assert [e["image_id"] for e in refined] == [e["image_id"] for e in results if e["image_id"] not in aside]
+
+
+def test_frames_that_the_listing_rejects_start_no_cluster(tmp_path, checkpoint_path, monkeypatch):
+    dump = make_dump(tmp_path / "dump", frames=2)
+    for path in (dump.root / "images").iterdir():
+        path.unlink()
+    monkeypatch.setattr(flow, "run_ray", lambda *_: pytest.fail("no frame can be refined"))
+    summary = _run(dump.config("cityscapes", tmp_path / "out", checkpoint_path))
+    assert summary.frames == 0
+    assert set(summary.quarantined) == {"frame_000", "frame_001"}
+
+
+def test_two_frames_of_one_image_never_overwrite_each_other(tmp_path, checkpoint_path):
+    dump = make_dump(tmp_path / "dump", frames=2)
+    listing = json.loads((dump.root / "images.json").read_text())
+    listing["images"][1]["file_name"] = listing["images"][0]["file_name"]
+    (dump.root / "images.json").write_text(json.dumps(listing))
+    config = dump.config("coco", tmp_path / "out", checkpoint_path, local=True, output_format="cityscapes")
+    summary = _run(config)
+    assert summary.frames == 1
+    assert "expected one frame per image in a Cityscapes folder, frame 10 has it as well" in summary.quarantined["11"]
+
+
+def test_a_wrong_checkpoint_is_found_before_a_cluster_starts(tmp_path, monkeypatch):
+    dump = make_dump(tmp_path / "dump", frames=1)
+    (tmp_path / "w.pth").write_bytes(b"rubbish")
+    monkeypatch.setattr(flow, "run_ray", lambda *_: pytest.fail("the checkpoint is wrong"))
+    with pytest.raises(CheckpointError, match=r"w\.pth: not a torch checkpoint"):
+        _run(dump.config("coco", tmp_path / "out", tmp_path / "w.pth"))
 
 
 def test_an_unwritable_output_is_one_clear_line(tmp_path, checkpoint_path):

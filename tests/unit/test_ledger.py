@@ -57,5 +57,7 @@ def test_receipts_reach_storage_in_segments_that_are_never_rewritten(ledger):
 
 
 def test_another_fingerprint_names_the_first_difference(tmp_path, ledger):
+    ledger.record([_receipt("a")])
+    ledger.close()
     with pytest.raises(InputError, match="made with weights = 'abc', not 'xyz'"):
         _reopened(tmp_path, {"weights": "xyz"})

@@ -52,7 +52,6 @@ def test_extraction_cuts_the_patches_of_all_instances_of_a_frame(tmp_path, image
 @pytest.mark.parametrize(
     ("ref", "reader", "message"),
     [
-        (FrameRef("x", "x.png", error="listed wrong"), _Reader(), "listed wrong"),
         (FrameRef("x", "y.png"), _Reader(), "y.png: no such file"),
         (FrameRef("x", "../x.png"), _Reader(), "expected a path that stays below"),
         (FrameRef("x", "x.png"), _Reader(ZeroDivisionError("odd")), "x.png: ZeroDivisionError: odd"),

@@ -54,7 +54,7 @@ def reader(config: RefineConfig, form: Format) -> Reader:
 
 
 def without_collisions(refs: list[FrameRef]) -> list[FrameRef]:
-    """The frames of a dump to be written as a Cityscapes folder; those that would overwrite an earlier one get an error.
+    """The frames of a dump to be written as a Cityscapes folder; one that would overwrite an earlier one gets an error.
 
     Frames are named after their images there, which frames of another form may share.
     """

@@ -40,22 +40,22 @@ def main() -> int:
             print(f"  {name:<24} {getattr(handling, name):8.1f}")
         print(f"handling / floor           {handling.ratio:.2f}")
         arguments = ["--checkpoint", config.checkpoint, "--precision", config.precision, *["--local"] * config.local]
-        rates = [benchmark.bare_rates(config.checkpoint, config.precision)]
-        text, peak = benchmark.run_job(root, "refined", arguments)
-        # The machine's speed drifts: the bare network is measured on both sides of the job.
-        rates.append(benchmark.bare_rates(config.checkpoint, config.precision))
-        bare = {batch: (rates[0][batch] + rates[1][batch]) / 2 for batch in rates[0]}
-        best = max(bare.values())
-        print("bare network, patches/s    " + "  ".join(f"{batch}: {rate:.1f}" for batch, rate in bare.items()))
-        print(text.strip())
-        found = re.search(r"\(([\d.]+)/s after start-up\)", text)
-        if found:
-            print(f"job / bare network         {float(found[1]) / best:.2f}")
-        print(f"peak memory                {peak:.0f} MB at {config.frames} frames")
+        peaks = []
+        for frames in [config.frames, *[10 * config.frames] * config.memory]:
+            benchmark.make_dump(root, frames)
+            # The machine's speed drifts: the bare network is measured on both sides of the job.
+            before = benchmark.bare_rates(config.checkpoint, config.precision)
+            text, peak = benchmark.run_job(root, f"refined_{frames}", arguments)
+            after = benchmark.bare_rates(config.checkpoint, config.precision)
+            bare = {batch: (before[batch] + after[batch]) / 2 for batch in before}
+            print("bare network, patches/s    " + "  ".join(f"{batch}: {rate:.1f}" for batch, rate in bare.items()))
+            print(text.strip())
+            if found := re.search(r"\(([\d.]+)/s after start-up\)", text):
+                print(f"job / bare network         {float(found[1]) / max(bare.values()):.2f}")
+            print(f"peak memory                {peak:.0f} MB at {frames} frames", flush=True)
+            peaks.append(peak)
         if config.memory:
-            benchmark.make_dump(root, 10 * config.frames)
-            _, larger = benchmark.run_job(root, "refined_10x", arguments)
-            print(f"peak memory                {larger:.0f} MB at {10 * config.frames} frames: {larger / peak:.2f}x")
+            print(f"peak memory, 10x frames    {peaks[1] / peaks[0]:.2f}x")
     return 0
 
 

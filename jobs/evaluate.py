@@ -9,7 +9,7 @@ import tyro
 
 from model import Refiner
 from pipeline.evaluate import compare, table
-from pipeline.patch_dataset import photographs
+from pipeline.patch_dataset import load_annotations
 from pipeline.records import InputError
 
 
@@ -33,8 +33,8 @@ def main() -> int:
     config = tyro.cli(EvaluateConfig)
     try:
         refiner = Refiner.from_checkpoint(config.checkpoint)
-        sources = [found for path in config.annotations for found in photographs(path, config.images)][:: config.every]
-        print(table(compare(sources, refiner, config.nms_threshold, config.seed)))
+        found = [annotation for path in config.annotations for annotation in load_annotations(path, config.images)]
+        print(table(compare(found[:: config.every], refiner, config.nms_threshold, config.seed)))
     except (InputError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +12,11 @@ from pathlib import Path
 import tyro
 
 from model import checkpoint
-from model.fit import FitConfig, fit
+from model.checkpoint import CheckpointError
+from model.fit import FitConfig, FitError, fit
 from model.hrnet import RefinementNetwork
-from pipeline.patch_dataset import photographs, stream
+from pipeline.patch_dataset import load_annotations, stream
+from pipeline.records import InputError
 
 SAVE_EVERY_STEPS = 100
 
@@ -37,14 +40,24 @@ class TrainConfig:
     fit: FitConfig = field(default_factory=FitConfig)
 
 
-def main(config: TrainConfig) -> None:
-    sources = photographs(config.annotations, config.images)
+def main() -> int:
+    config = tyro.cli(TrainConfig)
+    try:
+        _train(config)
+    except (InputError, CheckpointError, FitError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _train(config: TrainConfig) -> None:
+    sources = load_annotations(config.annotations, config.images)
     first = round(config.quarter_share * config.fit.steps)
     batches = itertools.chain(
         itertools.islice(stream(sources, 3 * config.batch_size, config.fit.seed, side_px=32), first),
         stream(sources, config.batch_size, config.fit.seed + 1),
     )
-    card = {"annotations": Path(config.annotations).name, "photographs": len(sources), "steps": config.fit.steps}
+    card = {"annotations": Path(config.annotations).name, "objects": len(sources), "steps": config.fit.steps}
     started, recent = time.monotonic(), 0.0
 
     def report(step: int, loss: float, average: RefinementNetwork) -> None:
@@ -63,4 +76,4 @@ def main(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(TrainConfig))
+    sys.exit(main())

@@ -65,7 +65,10 @@ def save(
         for key, value in network.state_dict().items()
     }
     metadata = {"config": network.config.name, "card": json.dumps(card, sort_keys=True)}
-    Path(path).write_bytes(save_safetensors(state, metadata=metadata))
+    # Whole or not at all: training may be killed while it saves.
+    temporary = Path(f"{path}.tmp")
+    temporary.write_bytes(save_safetensors(state, metadata=metadata))
+    temporary.replace(path)
 
 
 def recognise(state: dict[str, Tensor], path: str) -> NetworkConfig:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,11 +123,15 @@ def _cpu_ms(function: Callable):
     return (time.process_time() - started) * 1e3, result
 
 
-def bare_rates(checkpoint: str, precision: Precision, seconds: float = 6.0) -> dict[int, float]:
-    """Patches/s of the folded network alone, on prepared input, by batch size, with all threads."""
+def bare_rates(checkpoint: str, precision: Precision, seconds: float = 4.0) -> dict[str, float]:
+    """Patches/s of the folded network alone, on prepared input, with all cores, by the way they share the work.
+
+    `1` is the reference's way, one patch at a time with all threads; `NxT` are batches of N on T threads each alone.
+    """
     refiner = Refiner.from_checkpoint(checkpoint, precision=precision)
-    rates = {}
-    for batch in (1, 8, 16, 32, 64):
+    threads = torch.get_num_threads() if refiner.device.type == "cpu" else 1
+
+    def loop(batch: int) -> int:
         patches = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (batch, 64, 64, 4), dtype=np.uint8))
         x = network_input(patches.to(refiner.device), refiner.config.input_px).to(refiner.dtype)
         with torch.inference_mode():
@@ -136,7 +141,13 @@ def bare_rates(checkpoint: str, precision: Precision, seconds: float = 6.0) -> d
                 # Reading one number back waits for an accelerator to finish.
                 refiner.network(x)[0, 0, 0, 0].item()
                 done += batch
-            rates[batch] = done / (time.perf_counter() - started)
+        return done
+
+    rates = {"1": loop(1) / seconds}
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for batch in (8, 16, 32) if threads > 1 else (8, 32, 128, 256):
+            rates[f"{batch}x{threads}"] = sum(pool.map(loop, [batch] * threads)) / seconds
+    torch.set_num_threads(threads)
     return rates
 
 

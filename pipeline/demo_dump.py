@@ -144,7 +144,7 @@ PHOTOGRAPHS = (
     ),
     Photograph(
         "rocket",
-        "Falcon 9 before the launch of DSCOVR, SpaceX; CC0",
+        "Falcon 9 before the launch of DSCOVR, SpaceX; public domain",
         (
             DrawnInstance(
                 "rocket",

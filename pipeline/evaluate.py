@@ -12,7 +12,7 @@ from pycocotools import mask as rle
 
 from model.coarsen import coarsen
 from pipeline.metrics.boundary import boundary_f_score, iou
-from pipeline.patch_dataset import Photograph
+from pipeline.patch_dataset import Annotation
 from pipeline.stages import decode_image
 
 if TYPE_CHECKING:
@@ -35,17 +35,17 @@ def _scores(mask: np.ndarray, target: np.ndarray) -> tuple[float, ...]:
 
 
 def compare(
-    photographs: Iterable[Photograph], refiner: Refiner, nms_threshold: float, seed: int
+    annotations: Iterable[Annotation], refiner: Refiner, nms_threshold: float, seed: int
 ) -> Iterator[Comparison]:
     """Coarsen each ground-truth mask (one generator per object, from `seed`), refine it, score both."""
-    for i, photograph in enumerate(photographs):
-        image = decode_image(photograph.image_path)
-        target = rle.decode(photograph.segmentation)
+    for i, annotation in enumerate(annotations):
+        image = decode_image(annotation.image_path)
+        target = rle.decode(annotation.segmentation)
         if not target.any():
             continue
         coarse = coarsen(target, np.random.default_rng([seed, i]))
         refined = refiner.refine(image, coarse, nms_threshold)
-        yield Comparison(photograph.category, _scores(coarse, target), _scores(refined, target))
+        yield Comparison(annotation.category, _scores(coarse, target), _scores(refined, target))
 
 
 def table(comparisons: Iterable[Comparison]) -> str:

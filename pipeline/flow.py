@@ -161,6 +161,7 @@ def run_ray(plan: Plan, workers: int | None, gpus_per_worker: float) -> Iterator
         context.target_max_block_size = None
         context.execution_options.preserve_order = False
         context.execution_no_progress_timeout_s = 600
+        context.memory_usage_poll_interval_s = None
         # Without a limit everything is cut long before the network gets to it, and waits in memory.
         backlog = _BACKLOG_BLOCKS * pool * len(plan.blocks[0]) * plan.cutting.frame_bytes
         context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=backlog)
@@ -191,12 +192,17 @@ def _extract_row(row: dict[str, Any], plan: Plan) -> dict[str, Any]:
 
 class _RefineActor:
     def __init__(self, load_refiner: Callable[[], Refiner], padding: int, threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-        self.refiner, self.padding = load_refiner(), padding
+        self.load_refiner, self.padding, self.threads = load_refiner, padding, threads
+        self.refiner: Refiner | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if self.refiner is None:
+            import torch
+
+            # Ray calls this from another thread than __init__. A network touched in both would keep two teams of OpenMP
+            # threads, which are then put to sleep after every layer: a third of the rate on two cores.
+            torch.set_num_threads(self.threads)
+            self.refiner = self.load_refiner()
         works = [pickle.loads(work) for work in batch["work"]]
         # One column of ragged tensors arrives as one array where all rows happen to have the same shape.
         parts = refine(works, list(batch["patches"]), self.refiner, self.padding)

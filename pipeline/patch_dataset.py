@@ -23,8 +23,8 @@ MIN_IOU = 0.5
 
 
 @dataclass(frozen=True)
-class Photograph:
-    """One precise mask and where its image lies."""
+class Annotation:
+    """One object of a ground truth: its precise mask, and where its image lies."""
 
     image_path: str
     segmentation: dict
@@ -32,7 +32,7 @@ class Photograph:
     category: str
 
 
-def photographs(annotations_path: str, image_root: str) -> list[Photograph]:
+def load_annotations(annotations_path: str, image_root: str) -> list[Annotation]:
     """Every non-crowd RLE annotation of a COCO ground-truth json, in the file's order.
 
     Raises InputError where the file is missing, is not such a json, or holds no annotation.
@@ -48,7 +48,7 @@ def photographs(annotations_path: str, image_root: str) -> list[Photograph]:
         reason = f"{type(error).__name__}: {error}"
         raise InputError(f"{annotations_path}: expected a COCO ground-truth json ({reason})") from None
     found = [
-        Photograph(
+        Annotation(
             storage.join(image_root, names[entry["image_id"]]), entry["segmentation"], categories[entry["category_id"]]
         )
         for entry in annotations
@@ -74,12 +74,12 @@ def training_patches(
     return np.concatenate([patches, targets], axis=-1)
 
 
-def _visit(photograph: Photograph, rng: np.random.Generator, per_visit: int) -> np.ndarray:
+def _visit(annotation: Annotation, rng: np.random.Generator, per_visit: int) -> np.ndarray:
     """Patches of one mask at a random scale under a fresh coarse mask; none where the coarse mask is too far off."""
-    image = decode_image(photograph.image_path)
+    image = decode_image(annotation.image_path)
     scale = rng.uniform(0.5, 1.2)
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    target = cv2.resize(rle.decode(photograph.segmentation), image.shape[1::-1], interpolation=cv2.INTER_AREA)
+    target = cv2.resize(rle.decode(annotation.segmentation), image.shape[1::-1], interpolation=cv2.INTER_AREA)
     if not target.any():
         return np.zeros((0, PATCH_PX, PATCH_PX, 5), np.uint8)
     coarse = coarsen(target, rng)
@@ -90,7 +90,7 @@ def _visit(photograph: Photograph, rng: np.random.Generator, per_visit: int) -> 
 
 
 def stream(
-    sources: list[Photograph],
+    sources: list[Annotation],
     batch_size: int,
     seed: int,
     *,
@@ -98,9 +98,9 @@ def stream(
     per_visit: int = 24,
     buffer: int = 2048,
 ) -> Iterator[np.ndarray]:
-    """Endless shuffled, augmented batches (batch_size, side_px, side_px, 5) uint8 over all photographs.
+    """Endless shuffled, augmented batches (batch_size, side_px, side_px, 5) uint8 over all annotations.
 
-    Every pass visits the photographs in a new order, at a new scale and under new coarse masks. `side_px` below 64 px
+    Every pass visits the objects in a new order, at a new scale and under new coarse masks. `side_px` below 64 px
     cuts the middle out of each patch: cheaper steps at the same magnification.
     """
     rng = np.random.default_rng(seed)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from pipeline.patch_dataset import photographs, stream, training_patches
+from pipeline.patch_dataset import load_annotations, stream, training_patches
 from pipeline.records import InputError
 from tests.conftest import blob
 
@@ -28,7 +28,7 @@ def annotations(tmp_path):
 
 
 def test_crowds_are_left_out(annotations, tmp_path):
-    assert [p.image_path for p in photographs(str(annotations), str(tmp_path))] == [
+    assert [p.image_path for p in load_annotations(str(annotations), str(tmp_path))] == [
         str(tmp_path / "0.png"),
         str(tmp_path / "1.png"),
     ]
@@ -38,7 +38,7 @@ def test_crowds_are_left_out(annotations, tmp_path):
 def test_a_file_that_is_no_ground_truth_is_named(tmp_path, content):
     (tmp_path / "truth.json").write_text(content)
     with pytest.raises(InputError, match=r"truth\.json: "):
-        photographs(str(tmp_path / "truth.json"), str(tmp_path))
+        load_annotations(str(tmp_path / "truth.json"), str(tmp_path))
 
 
 def test_patches_show_image_coarse_mask_and_target_of_one_place():
@@ -55,7 +55,7 @@ def test_patches_show_image_coarse_mask_and_target_of_one_place():
 
 
 def test_batches_depend_on_the_seed_alone(annotations, tmp_path):
-    sources = photographs(str(annotations), str(tmp_path))
+    sources = load_annotations(str(annotations), str(tmp_path))
 
     def batches(seed, **settings):
         return next(stream(sources, 8, seed, buffer=20, **settings))

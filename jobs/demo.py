@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class DemoConfig:
     local: bool = False
     """Run in this one process, without Ray."""
     picture: str | None = None
-    """Also write the most telling close-ups as one PNG, as in the README."""
+    """Also write the largest changes in the first three photographs as one PNG, as in the README."""
 
 
 def main() -> int:
@@ -53,7 +54,7 @@ def main() -> int:
         facts = demo_dump.facts(summary, os.path.basename(config.checkpoint))
         write_report(f"{root}/report.html", demo_dump.report_frames(root), TITLE, facts)
         if config.picture:
-            write_picture(config.picture, demo_dump.report_frames(root))
+            write_picture(config.picture, itertools.islice(demo_dump.report_frames(root), 3))
     except (InputError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

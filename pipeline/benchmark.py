@@ -126,7 +126,8 @@ def _cpu_ms(function: Callable):
 def bare_rates(checkpoint: str, precision: Precision, seconds: float = 4.0) -> dict[str, float]:
     """Patches/s of the folded network alone, on prepared input, with all cores, by the way they share the work.
 
-    `1` is the reference's way, one patch at a time with all threads; `NxT` are batches of N on T threads each alone.
+    `1` is the reference's way, one patch at a time with all threads, `16` a batch with all threads; `NxT` are batches
+    of N on T threads, each alone.
     """
     refiner = Refiner.from_checkpoint(checkpoint, precision=precision)
     threads = torch.get_num_threads() if refiner.device.type == "cpu" else 1
@@ -143,7 +144,7 @@ def bare_rates(checkpoint: str, precision: Precision, seconds: float = 4.0) -> d
                 done += batch
         return done
 
-    rates = {"1": loop(1) / seconds}
+    rates = {str(batch): loop(batch) / seconds for batch in (1, 16)}
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for batch in (8, 16, 32) if threads > 1 else (8, 32, 128, 256):
             rates[f"{batch}x{threads}"] = sum(pool.map(loop, [batch] * threads)) / seconds

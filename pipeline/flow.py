@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from model import Refiner
 
 
-_BACKLOG_BLOCKS = 2
+_BACKLOG_BLOCKS = 4
 """Blocks that may wait in memory for each network process, so that it never waits for one."""
 
 

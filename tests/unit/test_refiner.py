@@ -7,7 +7,8 @@ import torch
 
 from model import Refiner
 from model.refiner import MEAN_RGB, STD_RGB, network_input, resize_fixed_point, resize_uint8
-from tests.conftest import random_patches, seeded_network
+from pipeline.metrics.boundary import iou
+from tests.conftest import blob, random_patches, seeded_network
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,17 @@ def test_masks_keep_shape_and_dtype_through_the_library(refiner):
     assert not stack[1].any()
     assert (stack[0] != mask).any()
     assert np.array_equal(refiner.refine(image, mask.astype(bool)), stack[0].astype(bool))
+
+
+def test_the_bundled_weights_move_a_coarse_contour_to_a_clear_edge():
+    rng = np.random.default_rng(4)
+    precise = blob(160, 200, rng)
+    image = np.where(precise[..., None] > 0, np.uint8((40, 90, 150)), np.uint8((200, 180, 140)))
+    image = (image + rng.normal(0, 6, image.shape)).clip(0, 255).astype(np.uint8)
+    coarse = np.roll(precise, 5, axis=1)
+    refined = Refiner.from_checkpoint().refine(image, coarse)
+    assert iou(coarse, precise) < 0.95
+    assert iou(refined, precise) > 0.5 + 0.5 * iou(coarse, precise)
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 200), (64, 64), (30, 50), (65, 20)])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,14 @@ def golden() -> Path:
     if not GOLDEN.is_dir():
         pytest.skip(f"the reference's outputs are not at {GOLDEN}")
     return GOLDEN
+
+
+def golden_cases(golden: Path) -> Iterator[tuple[dict[str, Any], Mapping[str, np.ndarray]]]:
+    """Every case that the reference could refine: its entry in `cases.json`, and its outputs."""
+    for case in json.loads((golden / "inputs" / "cases.json").read_text()):
+        path = golden / "cases" / f"{case['name']}.npz"
+        if path.exists():
+            yield case, np.load(path)
 
 
 def seeded_network(name: str = "hrnet18s_128", seed: int = 0) -> RefinementNetwork:

@@ -1,5 +1,3 @@
-import json
-
 import cv2
 import numpy as np
 import pytest
@@ -7,7 +5,7 @@ import pytest
 from pipeline.patches import crop, paste
 from pipeline.proposals import propose
 from pipeline.records import cut_to_box
-from tests.conftest import blob
+from tests.conftest import blob, golden_cases
 
 
 def _crops_by_padding_the_frame(image, mask, boxes, padding):
@@ -90,11 +88,7 @@ def test_without_patches_the_coarse_mask_stays():
 @pytest.mark.parametrize("threshold", ["015", "025", "055"])
 def test_crops_and_refined_masks_equal_the_references(golden, threshold):
     compared = 0
-    for case in json.loads((golden / "inputs" / "cases.json").read_text()):
-        path = golden / "cases" / f"{case['name']}.npz"
-        if not path.exists():
-            continue
-        expected = np.load(path)
+    for case, expected in golden_cases(golden):
         mask = cv2.imread(str(golden / "inputs" / "masks" / case["mask"]), cv2.IMREAD_GRAYSCALE)
         image = cv2.imread(str(golden / "inputs" / "images" / case["image"]))
         inside, origin = cut_to_box(mask)

@@ -1,5 +1,3 @@
-import json
-
 import cv2
 import numpy as np
 import pytest
@@ -8,7 +6,7 @@ import torch
 from model import Refiner
 from model.refiner import MEAN_RGB, STD_RGB, network_input, resize_fixed_point, resize_uint8
 from pipeline.metrics.boundary import iou
-from tests.conftest import blob, random_patches, seeded_network
+from tests.conftest import blob, golden_cases, random_patches, seeded_network
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +50,7 @@ def test_probabilities_do_not_depend_on_what_shares_the_batch(refiner):
 def test_probabilities_equal_the_references(golden):
     refiner = Refiner.from_checkpoint(str(golden / "hrnet18s_128_seeded.pth"), device="cpu", precision="fp32")
     compared = 0
-    for case in json.loads((golden / "inputs" / "cases.json").read_text()):
-        path = golden / "cases" / f"{case['name']}.npz"
-        if not path.exists():
-            continue
-        expected = np.load(path)
+    for _, expected in golden_cases(golden):
         patches = np.concatenate([expected["img_t025"][..., ::-1], expected["mask_t025"][..., None] // 255], axis=-1)
         probabilities = refiner.probabilities(patches) / np.float32(65535)
         assert np.abs(probabilities - expected["prob18s_t025"]).max() < 1e-4

@@ -1,5 +1,3 @@
-import json
-
 import cv2
 import numpy as np
 import pytest
@@ -8,7 +6,7 @@ from model import Refiner
 from pipeline.patches import crop, paste
 from pipeline.records import Frame, FrameRef, Instance, cut_to_box
 from pipeline.stages import Cutting, Work, assemble, commit, cut, decode_image, extract, refine
-from tests.conftest import random_patches, seeded_network
+from tests.conftest import golden_cases, random_patches, seeded_network
 
 CUTTING = Cutting(nms_threshold=0.25)
 
@@ -120,11 +118,7 @@ def test_refined_masks_differ_from_the_references_only_where_its_average_is_unde
     """Its boxes, our crops, our network, our reassembly: the whole chain."""
     refiner = Refiner.from_checkpoint(str(golden / "hrnet18s_128_seeded.pth"), device="cpu", precision="fp32")
     compared = 0
-    for case in json.loads((golden / "inputs" / "cases.json").read_text()):
-        path = golden / "cases" / f"{case['name']}.npz"
-        if not path.exists():
-            continue
-        expected = np.load(path)
+    for case, expected in golden_cases(golden):
         image = decode_image(str(golden / "inputs" / "images" / case["image"]))
         mask = cv2.imread(str(golden / "inputs" / "masks" / case["mask"]), cv2.IMREAD_GRAYSCALE)
         inside, origin = cut_to_box(mask)
@@ -144,9 +138,9 @@ def test_refined_masks_differ_from_the_references_only_where_its_average_is_unde
 
 
 def test_parity_finds_the_references_boxes_through_the_stage(golden):
-    case = next(c for c in json.loads((golden / "inputs" / "cases.json").read_text()) if c["name"] == "color_blob")
+    case, expected = next(found for found in golden_cases(golden) if found[0]["name"] == "color_blob")
     image = decode_image(str(golden / "inputs" / "images" / case["image"]))
     mask = cv2.imread(str(golden / "inputs" / "masks" / case["mask"]), cv2.IMREAD_GRAYSCALE)
     (boxes,), patches = cut(image, [Instance("0", 24, 1.0, *cut_to_box(mask))], Cutting(0.55, parity=True))
-    assert np.array_equal(boxes, np.load(golden / "cases" / "color_blob.npz")["stable_boxes_t055"])
+    assert np.array_equal(boxes, expected["stable_boxes_t055"])
     assert patches.shape == (len(boxes), 64, 64, 4)

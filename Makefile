@@ -17,7 +17,7 @@ lint: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[report,test]'
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 clean:

@@ -12,6 +12,7 @@ from typing import Literal
 import tyro
 
 from pipeline import benchmark
+from pipeline.benchmark_prepare import measure_preparation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +27,23 @@ class BenchConfig:
     """Measure the job without Ray."""
     memory: bool = False
     """Also run ten times the frames and compare the peak memory."""
+    prepare: bool = False
+    """Measure only what cutting and keeping training patches costs."""
 
 
 def main() -> int:
     config = tyro.cli(BenchConfig)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
+        if config.prepare:
+            cost = measure_preparation(root, config.frames)
+            print(f"training patches           {cost.patches}")
+            print(f"prepare, whole             {cost.prepare_per_s:.0f} patches/s in one process")
+            print(f"three PNG files each       {cost.files_per_s:.0f} patches/s, encoding and writing alone")
+            print(
+                f"MB per 1000 patches        {cost.shards_mb_per_1000:.2f} shards, {cost.files_mb_per_1000:.2f} files"
+            )
+            return 0
         benchmark.make_dump(root, config.frames)
         handling = benchmark.measure_handling(root, min(config.frames, benchmark.DISTINCT))
         print(f"patches per frame          {handling.patches:.0f}")

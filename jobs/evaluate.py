@@ -1,44 +1,38 @@
-"""Measure a refiner on photographs with precise masks: coarse masks made from them, before and after."""
+"""Measure what refinement did: `python jobs/evaluate.py --images I --coarse C --refined R --ground-truth G`."""
 
 from __future__ import annotations
 
+import json
 import sys
-from dataclasses import dataclass
 
-import tyro
-
-from model import Refiner
-from pipeline.evaluate import compare, table
-from pipeline.patch_dataset import load_annotations
+from pipeline import storage
+from pipeline.config import parse
+from pipeline.evaluation import EvaluateConfig, evaluate
+from pipeline.evaluation_report import report
+from pipeline.evaluation_results import results, text
 from pipeline.records import InputError
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Coarsen ground-truth masks the way mask heads fail, refine them, and print IoU and boundary F-score."""
-
-    annotations: list[str]
-    """COCO ground-truth json files with RLE masks."""
-    images: str
-    """Folder of the images they name."""
-    checkpoint: str = "hrnet18s_128"
-    """Bundled weights by name, our .safetensors, or the reference's .pth."""
-    nms_threshold: float = 0.25
-    seed: int = 0
-    every: int = 1
-    """Take only every so many-th object."""
+from pipeline.report import write_page
 
 
 def main() -> int:
-    config = tyro.cli(EvaluateConfig)
+    """Exit status: 0 when all images were measured; 1 when some could not be, or none; 130 after Ctrl-C."""
     try:
-        refiner = Refiner.from_checkpoint(config.checkpoint)
-        found = [annotation for path in config.annotations for annotation in load_annotations(path, config.images)]
-        print(table(compare(found[:: config.every], refiner, config.nms_threshold, config.seed)))
-    except (InputError, FileNotFoundError) as error:
+        config = parse(EvaluateConfig, sys.argv[1:])
+        outcome = evaluate(config)
+        found = results(outcome)
+        print(text(found))
+        if config.output:
+            storage.put(f"{config.output}/evaluation.json", json.dumps(found.as_json(), indent=1).encode())
+            storage.put(f"{config.output}/evaluation.txt", (text(found) + "\n").encode())
+            write_page(f"{config.output}/report.html", report(config, outcome, found))
+            print(f"report       {config.output}/report.html")
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 1 if found.aside else 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from model.checkpoint import CheckpointError
-from pipeline.config import parse
+from pipeline.config import RefineConfig, parse
 from pipeline.flow import run
 from pipeline.records import InputError
 
@@ -16,7 +16,7 @@ def main() -> int:
     130 after Ctrl-C.
     """
     try:
-        config = parse(sys.argv[1:])
+        config = parse(RefineConfig, sys.argv[1:])
         summary = run(config)
     except (InputError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

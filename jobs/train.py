@@ -1,78 +1,278 @@
-"""Train the refiner on photographs with precise masks; coarse masks are made on the way."""
+"""Train the refiner on patch data sets: `python jobs/train.py --data D --output O`, here or on Ray Train."""
 
 from __future__ import annotations
 
-import itertools
-import json
+import logging
+import os
+import signal
 import sys
+import tempfile
+import threading
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
-import tyro
-
-from model import checkpoint
 from model.checkpoint import CheckpointError
-from model.fit import FitConfig, FitError, fit
-from model.hrnet import RefinementNetwork
-from pipeline.patch_dataset import load_annotations, stream
+from model.fit import FitError
+from pipeline.config import parse
+from pipeline.progress import LOG_SECONDS
 from pipeline.records import InputError
+from pipeline.training import Interrupted, TrainConfig, prepare, train
 
-SAVE_EVERY_STEPS = 100
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Train the refiner in one process from COCO ground truth alone."""
-
-    annotations: str
-    """COCO ground-truth json with RLE masks."""
-    images: str
-    """Folder of the images it names."""
-    output: Path
-    """Where to write the weights (.safetensors), also every 100 steps."""
-    batch_size: int = 24
-    """Patches per step; the steps of the first part take three times as many, at a quarter of the area."""
-    quarter_share: float = 0.4
-    """Share of the steps that train on the 32 px middle of each patch, which costs a quarter."""
-    start: str | None = None
-    """Weights to go on from instead of starting from scratch: a bundled name, .safetensors or .pth."""
-    fit: FitConfig = field(default_factory=FitConfig)
+WORKER_RESTARTS = 3
+SAVE_SECONDS = 60.0
+"""How long the driver waits for the checkpoint when it is told to stop."""
 
 
 def main() -> int:
-    config = tyro.cli(TrainConfig)
+    """Exit status: 0 when the weights are written, now or before; 1 after an error; 128 + signal when told to stop."""
     try:
-        _train(config)
+        config = parse(TrainConfig, sys.argv[1:])
+        prepared = prepare(config)
+        if prepared is None:
+            print(f"{config.output}: training is finished already; --restart starts anew")
+            return 0
+        received: list[int] = []
+        try:
+            if prepared.workers_range[1]:
+                _train_on_ray(prepared, _Console(), received)
+            else:
+                with _noted(received):
+                    train(prepared, _Console(), lambda: bool(received))
+        except Interrupted as reason:
+            print(reason)
+            return 128 + received[0]
     except (InputError, CheckpointError, FitError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _train(config: TrainConfig) -> None:
-    sources = load_annotations(config.annotations, config.images)
-    first = round(config.quarter_share * config.fit.steps)
-    batches = itertools.chain(
-        itertools.islice(stream(sources, 3 * config.batch_size, config.fit.seed, side_px=32), first),
-        stream(sources, config.batch_size, config.fit.seed + 1),
-    )
-    card = {"annotations": Path(config.annotations).name, "objects": len(sources), "steps": config.fit.steps}
-    started, recent = time.monotonic(), 0.0
+class _Console:
+    """Shows lines; passing ones overwrite each other on a terminal, and are thinned out in a log."""
 
-    def report(step: int, loss: float, average: RefinementNetwork) -> None:
-        nonlocal recent
-        recent = loss if step == 1 else 0.98 * recent + 0.02 * loss
-        if step % 10 == 0:
-            elapsed = time.monotonic() - started
-            left = elapsed / step * (config.fit.steps - step)
-            print(f"step {step}/{config.fit.steps}  loss {recent:.4f}  {elapsed:.0f} s  eta {left:.0f} s", flush=True)
-        if step % SAVE_EVERY_STEPS == 0:
-            checkpoint.save(average, config.output, {**card, "trained_steps": step})
+    def __init__(self) -> None:
+        self.live, self.passing, self.logged = sys.stdout.isatty(), False, time.monotonic()
 
-    network = fit(config.fit, batches, report, checkpoint.load(config.start) if config.start else None)
-    checkpoint.save(network, config.output, {**card, "trained_steps": config.fit.steps})
-    print(f"wrote {config.output}: {json.dumps(card)}")
+    def __call__(self, line: str, passing: bool = False) -> None:
+        now = time.monotonic()
+        if passing and now - self.logged < (0.2 if self.live else LOG_SECONDS):
+            return
+        if passing:
+            self.logged = now
+        start = "\r\033[K" if self.passing else ""
+        self.passing = passing and self.live
+        print(f"{start}{line}", end="" if self.passing else "\n", flush=True)
+
+
+@contextmanager
+def _noted(received: list[int]) -> Iterator[None]:
+    """SIGTERM and Ctrl-C are added to a list instead of ending the process; a second one ends it."""
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Desk:
+    """An actor between the driver and the first worker: lines to show, the request to stop, why training ended."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, bool]] = []
+        self.stopping = False
+        self.interrupted: str | None = None
+        self.fault: str | None = None
+
+    def show(self, line: str, passing: bool) -> None:
+        if passing and self.lines and self.lines[-1][1]:
+            self.lines.pop()
+        self.lines.append((line, passing))
+
+    def stop(self) -> None:
+        self.stopping = True
+
+    def is_stopping(self) -> bool:
+        return self.stopping
+
+    def end(self, interrupted: str | None = None, fault: str | None = None) -> None:
+        # Of several workers that fail, the first knows why.
+        self.interrupted = self.interrupted or interrupted
+        self.fault = self.fault or fault
+
+    def ended(self) -> bool:
+        return bool(self.interrupted or self.fault)
+
+    def take(self) -> tuple[list[tuple[str, bool]], str | None, str | None]:
+        lines, self.lines = self.lines, []
+        return lines, self.interrupted, self.fault
+
+
+def _worker(config: TrainConfig, desk: Any, threads: int | None) -> None:
+    """One process of Ray Train. What no retry would change is told to the desk, after which a retry ends at once."""
+    import ray
+    import torch
+
+    if ray.get(desk.ended.remote()):
+        return
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        train(config, lambda line, passing=False: desk.show.remote(line, passing), _Asking(desk))
+    except Interrupted as reason:
+        ray.get(desk.end.remote(interrupted=str(reason)))
+        raise
+    except (InputError, CheckpointError, FitError) as error:
+        ray.get(desk.end.remote(fault=str(error)))
+        raise
+
+
+class _Asking:
+    """Whether the driver wants training to stop, asked without waiting for the answer."""
+
+    def __init__(self, desk: Any) -> None:
+        self.desk, self.answer = desk, None
+
+    def __call__(self) -> bool:
+        import ray
+
+        if self.answer is None:
+            self.answer = self.desk.is_stopping.remote()
+        if not ray.wait([self.answer], timeout=0)[0]:
+            return False
+        stopping, self.answer = ray.get(self.answer), None
+        return stopping
+
+
+def _train_on_ray(config: TrainConfig, say: _Console, received: list[int]) -> None:
+    import ray
+
+    try:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+    except ImportError as error:
+        raise InputError(
+            f"workers is {config.workers}: needs Ray Train, pip install 'bpr-ray[train]' ({error})"
+        ) from None
+
+    least, most = config.workers_range
+    with _session(), tempfile.TemporaryDirectory() as scratch:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        on_gpus = config.gpus_per_worker > 0 and any(node.get("GPU") for node in nodes)
+        if on_gpus:
+            reserved, threads = {"CPU": 1, "GPU": config.gpus_per_worker}, None
+            room = int(sum(node.get("GPU", 0) // config.gpus_per_worker for node in nodes))
+        else:
+            threads, room = _threads([int(node.get("CPU", 0)) for node in nodes], most)
+            reserved = {"CPU": threads}
+        if room < least:
+            kind = "GPUs" if on_gpus else "CPUs"
+            raise InputError(f"workers is {config.workers}: the cluster has {kind} for {room} only")
+        desk = ray.remote(_Desk).options(num_cpus=0).remote()
+        trainer = TorchTrainer(
+            partial(_worker, config, desk, threads),
+            # Besides tensors on GPUs, processes exchange scores, which live on CPUs.
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=least if least == most else (least, most), use_gpu=on_gpus, resources_per_worker=reserved
+            ),
+            run_config=RunConfig(
+                name="train",
+                # Ray's own notes, nothing of value; workers of several machines expect them on common storage.
+                storage_path=scratch if len(nodes) == 1 else f"{config.output}/_ray",
+                failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
+            ),
+        )
+        # Not before: a starting Ray puts its own handlers in place of others.
+        with _noted(received):
+            _watch(trainer.fit, desk, say, received)
+
+
+def _threads(cpus: list[int], workers: int) -> tuple[int, int]:
+    """The most CPUs that each worker can have on nodes with `cpus`, and for how many workers there is room then."""
+    for threads in range(max(cpus), 0, -1):
+        if sum(count // threads for count in cpus) >= workers:
+            return threads, workers
+    return 1, sum(cpus)
+
+
+def _watch(fit: Callable[[], Any], desk: Any, say: _Console, received: list[int]) -> None:
+    """Run the trainer in another thread, so that this one can show lines and pass on signals."""
+    import ray
+
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            fit()
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    deadline = None
+    while True:
+        thread.join(0.2)
+        over = not thread.is_alive()
+        if received and deadline is None:
+            desk.stop.remote()
+            deadline = time.monotonic() + SAVE_SECONDS
+        lines, interrupted, fault = ray.get(desk.take.remote())
+        for line, passing in lines:
+            say(line, passing)
+        if fault:
+            raise InputError(fault)
+        if interrupted or (deadline and time.monotonic() > deadline):
+            raise Interrupted(interrupted or "stopped; the same command goes on from the last checkpoint")
+        if over:
+            break
+    if failure:
+        raise InputError(_cause(failure[0]))
+
+
+def _cause(error: BaseException) -> str:
+    """One line out of Ray Train's report: the error of the worker that failed for a reason of its own."""
+    from ray.train import TrainingFailedError
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    if not isinstance(error, TrainingFailedError):
+        raise error
+    reasons = [str(error)]
+    if isinstance(error, WorkerGroupError):
+        reasons = [f"worker {rank}: {_last_line(cause)}" for rank, cause in sorted(error.worker_failures.items())]
+        # The others then report no more than that the connection to it was lost.
+        reasons.sort(key=lambda reason: "Connection" in reason or "RuntimeError" in reason)
+    return f"training failed {WORKER_RESTARTS + 1} times, at last with {_last_line(reasons[0])}"
+
+
+def _last_line(error: object) -> str:
+    return ([line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__])[-1]
+
+
+@contextmanager
+def _session() -> Iterator[None]:
+    """Join the Ray cluster this process belongs to, or start one and stop it again; workers keep their output."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if not os.environ.get("RAY_ADDRESS"):
+        settings |= {"address": "local", "include_dashboard": False}
+    ray.init(**settings)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 if __name__ == "__main__":

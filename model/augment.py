@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
@@ -10,6 +12,38 @@ CONTRAST = (0.5, 1.5)
 SATURATION = (0.5, 1.5)
 HUE_DEGREES = 2 * 18.0
 """The reference's photometric distortion; its hue is in OpenCV's half degrees."""
+
+WOBBLE_PX = 4.0
+WOBBLE_CELLS = (2, 6)
+"""How far a perturbed coarse contour moves at most, and the side of the grid of random moves it follows smoothly."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The changes a training patch goes through: by default the reference's; the others help small data sets."""
+
+    flip: bool = True
+    """Mirror half of the patches left to right."""
+    distort: bool = True
+    """Photometric distortion of the image: brightness, contrast, saturation, hue."""
+    turn: bool = False
+    """Turn by multiples of 90 degrees: a set of upright objects lacks level edges."""
+    rotate: float = 0.0
+    """Rotate by up to so many degrees; best with patches that were cut with padding."""
+    rescale: float = 1.0
+    """Magnify or shrink by up to this factor."""
+    invert: bool = False
+    """Swap object and background in half of the patches."""
+    vary: bool = False
+    """Permute colour channels, blur, add grain."""
+    perturb: float = 0.0
+    """Share of the patches whose coarse contour is moved anew by up to 4 px."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.perturb <= 1:
+            raise ValueError(f"perturb is {self.perturb}: expected a share between 0 and 1")
+        if self.rescale < 1:
+            raise ValueError(f"rescale is {self.rescale}: expected a factor of at least 1")
 
 
 def flip(patches: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -75,8 +109,59 @@ def distort(patches: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return out
 
 
-def augment(patches: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """All of the above, for a small training set."""
-    for change in (flip, turn, invert, distort, vary):
-        patches = change(patches, rng)
+def perturb(patches: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Move the coarse contour smoothly, by up to WOBBLE_PX, in a share of the patches."""
+    out = patches.copy()
+    ys, xs = np.mgrid[: patches.shape[1], : patches.shape[2]].astype(np.float32)
+    for i in np.flatnonzero(rng.random(len(patches)) < share):
+        patch = out[i]
+        cells = int(rng.integers(WOBBLE_CELLS[0], WOBBLE_CELLS[1] + 1))
+        moves = rng.uniform(-1, 1, (cells, cells, 2)).astype(np.float32) * np.float32(rng.uniform(0, WOBBLE_PX))
+        moves = cv2.resize(moves, patches.shape[2:0:-1], interpolation=cv2.INTER_CUBIC)
+        coarse = np.ascontiguousarray(patch[..., 3])
+        patch[..., 3] = cv2.remap(
+            coarse, xs + moves[..., 0], ys + moves[..., 1], cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE
+        )
+    return out
+
+
+def warp(patches: np.ndarray, side: int, degrees: float, factor: float, rng: np.random.Generator) -> np.ndarray:
+    """Rotate by up to `degrees` and magnify by 1/`factor` to `factor`; returns the middles (N, side, side, 5)."""
+    out = np.empty((len(patches), side, side, patches.shape[3]), np.uint8)
+    centre = (patches.shape[1] - 1) / 2
+    for changed, patch in zip(out, patches):
+        scale = float(np.exp(rng.uniform(-1, 1) * np.log(factor)))
+        matrix = cv2.getRotationMatrix2D((centre, centre), float(rng.uniform(-degrees, degrees)), scale)
+        matrix[:, 2] += (side - 1) / 2 - centre
+        for channels, interpolation in ((slice(0, 3), cv2.INTER_LINEAR), (slice(3, 5), cv2.INTER_NEAREST)):
+            part = np.ascontiguousarray(patch[..., channels])
+            changed[..., channels] = cv2.warpAffine(
+                part, matrix, (side, side), flags=interpolation, borderMode=cv2.BORDER_REFLECT_101
+            )
+    return out
+
+
+def augment(patches: np.ndarray, side: int, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
+    """The chosen changes to patches (N, S, S, 5), S >= side; returns their middles (N, side, side, 5) uint8."""
+    if augmentation.rotate or augmentation.rescale != 1:
+        patches = warp(patches, side, augmentation.rotate, augmentation.rescale, rng)
+    else:
+        patches = middle(patches, side)
+    if augmentation.perturb:
+        patches = perturb(patches, augmentation.perturb, rng)
+    for chosen, change in (
+        (augmentation.flip, flip),
+        (augmentation.turn, turn),
+        (augmentation.invert, invert),
+        (augmentation.distort, distort),
+        (augmentation.vary, vary),
+    ):
+        if chosen:
+            patches = change(patches, rng)
     return patches
+
+
+def middle(patches: np.ndarray, side: int) -> np.ndarray:
+    """The middles (N, side, side, C) of patches (N, S, S, C)."""
+    margin = (patches.shape[1] - side) // 2
+    return patches[:, margin : margin + side, margin : margin + side]

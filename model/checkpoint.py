@@ -16,6 +16,10 @@ from torch import Tensor
 
 from model.hrnet import CONFIGS, NetworkConfig, RefinementNetwork
 
+BACKBONE = "backbone."
+CLASSIFIER = ("incre_modules", "downsamp_modules", "final_layer", "classifier")
+"""Where the backbone's keys lie, and what ImageNet checkpoints of HRNet hold beside them."""
+
 
 class CheckpointError(ValueError):
     """A file that is not a checkpoint of this network; the message names the file and the first wrong key."""
@@ -42,18 +46,35 @@ def load(path_or_name: str, data: bytes | None = None) -> RefinementNetwork:
 
     Raises CheckpointError for a file of another kind or another network, FileNotFoundError for a missing one.
     """
-    path = resolve(path_or_name)
-    if data is None:
-        if not Path(path).is_file():
-            known = ", ".join(bundled()) or "none"
-            raise FileNotFoundError(f"{path_or_name}: no such checkpoint file, nor bundled weights (bundled: {known})")
-        data = Path(path).read_bytes()
-    state = _read_safetensors(path, data) if path.endswith(".safetensors") else _read_torch(path, data)
+    path, state = _read(path_or_name, data)
     config = recognise(state, path)
     network = RefinementNetwork(config)
     _check(state, network.state_dict(), config, path)
     network.load_state_dict(state)
     return network.eval()
+
+
+def load_backbone(path_or_name: str, network: RefinementNetwork, data: bytes | None = None) -> RefinementNetwork:
+    """Load the backbone of another checkpoint into an unfolded `network`, in place, and return it.
+
+    Meant for the ImageNet weights that the reference starts from, open-mmlab's `hrnetv2_w18_small-*.pth` and
+    `hrnetv2_w48-*.pth`: plain keys (`conv1.weight`, `stage2...`) beside a classifier, or keys under `backbone.` beside
+    other parts; those others are left aside. The image half of the stem loads as it is; such files hold no mask half,
+    and `conv_mask` stays as initialised, as in the reference. `path_or_name` and `data` are those of `load`.
+
+    Raises CheckpointError with the first key that does not fit, FileNotFoundError for a missing file.
+    """
+    path, state = _read(path_or_name, data)
+    if any(key.startswith(BACKBONE) for key in state):
+        state = {key.removeprefix(BACKBONE): value for key, value in state.items() if key.startswith(BACKBONE)}
+    state = {key: value for key, value in state.items() if key.split(".")[0] not in CLASSIFIER}
+    expected = network.backbone.state_dict()
+    # Refinement checkpoints have a mask stem; files written by old versions of torch lack the counters.
+    optional = {key for key in expected if key == "conv_mask.weight" or key.endswith("num_batches_tracked")}
+    absent = optional - state.keys()
+    _check(state, {key: value for key, value in expected.items() if key not in absent}, network.config, path)
+    network.backbone.load_state_dict(state, strict=False)
+    return network
 
 
 def save(
@@ -64,7 +85,8 @@ def save(
         key: (value.to(dtype) if value.is_floating_point() else value).contiguous()
         for key, value in network.state_dict().items()
     }
-    metadata = {"config": network.config.name, "card": json.dumps(card, sort_keys=True)}
+    # One entry, as the format does not keep their order: the same weights are to be the same bytes.
+    metadata = {"card": json.dumps({"config": network.config.name, **card}, sort_keys=True)}
     # Whole or not at all: training may be killed while it saves.
     temporary = Path(f"{path}.tmp")
     temporary.write_bytes(save_safetensors(state, metadata=metadata))
@@ -97,6 +119,16 @@ def _check(state: dict[str, Tensor], expected: dict[str, Tensor], config: Networ
     for key in state:
         if key not in expected:
             raise CheckpointError(f"{path}: unexpected key '{key}' for {config.name}")
+
+
+def _read(path_or_name: str, data: bytes | None) -> tuple[str, dict[str, Tensor]]:
+    path = resolve(path_or_name)
+    if data is None:
+        if not Path(path).is_file():
+            known = ", ".join(bundled()) or "none"
+            raise FileNotFoundError(f"{path_or_name}: no such checkpoint file, nor bundled weights (bundled: {known})")
+        data = Path(path).read_bytes()
+    return path, _read_safetensors(path, data) if path.endswith(".safetensors") else _read_torch(path, data)
 
 
 def _read_safetensors(path: str, data: bytes) -> dict[str, Tensor]:

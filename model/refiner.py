@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
@@ -17,6 +17,9 @@ from torch import Tensor
 
 from model import checkpoint
 from model.hrnet import RefinementNetwork, fold, output_resize
+
+if TYPE_CHECKING:
+    from pipeline.stages import GuardConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -123,10 +126,12 @@ class Refiner:
         device: str | torch.device | None = None,
         precision: Precision = "auto",
         batch_size: int | None = None,
+        flip: bool = False,
     ) -> None:
         """`device` defaults to the GPU where there is one; `auto` precision is fp32 on a CPU and bf16 on a GPU.
 
-        `batch_size` is in patches; the default suits the device. The network is folded in place.
+        `batch_size` is in patches; the default suits the device. With `flip`, answers to each patch and its mirror
+        image are averaged, at twice the cost. The network is folded in place.
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         on_gpu = self.device.type == "cuda"
@@ -136,6 +141,7 @@ class Refiner:
             self._map = _one_thread_per_batch().map
         self.precision = ("bf16" if on_gpu else "fp32") if precision == "auto" else precision
         self.batch_size = batch_size or (GPU_BATCH if on_gpu else CPU_BATCH)
+        self.flip = flip
         self.config = network.config
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
         self.network = fold(network).to(self.device, self.dtype, memory_format=torch.channels_last)
@@ -147,12 +153,19 @@ class Refiner:
         device: str | torch.device | None = None,
         precision: Precision = "auto",
         batch_size: int | None = None,
+        flip: bool = False,
     ) -> Refiner:
         """From the reference's `.pth`, our `.safetensors`, or the name of bundled weights; see `checkpoint.load`."""
-        return cls(checkpoint.load(path_or_name), device, precision, batch_size)
+        return cls(checkpoint.load(path_or_name), device, precision, batch_size, flip)
 
     def probabilities(self, patches: np.ndarray) -> np.ndarray:
         """Foreground probabilities (N, P, P) uint16, 65535 = 1, of patches (N, P, P, 4) uint8: RGB, coarse mask 0/1."""
+        if not self.flip:
+            return self._probabilities(patches)
+        mirrored = self._probabilities(np.ascontiguousarray(patches[:, :, ::-1]))[:, :, ::-1]
+        return ((self._probabilities(patches).astype(np.uint32) + mirrored + 1) >> 1).astype(np.uint16)
+
+    def _probabilities(self, patches: np.ndarray) -> np.ndarray:
         out = np.empty(patches.shape[:3], np.uint16)
         resize = output_resize(self.config.input_px, patches.shape[1]).to(self.device)
 
@@ -171,13 +184,16 @@ class Refiner:
             pass
         return out
 
-    def refine(self, image: np.ndarray, masks: np.ndarray, nms_threshold: float = 0.25) -> np.ndarray:
+    def refine(
+        self, image: np.ndarray, masks: np.ndarray, nms_threshold: float = 0.25, guard: GuardConfig | None = None
+    ) -> np.ndarray:
         """Refine the masks of one image.
 
         `image` is (H, W, 3) uint8 RGB, `masks` (N, H, W) or (H, W) bool or integer, any non-zero value being the
-        object. Returns an array of the masks' shape and dtype, 0 or 1. Raises ValueError where shapes do not fit.
+        object. Returns an array of the masks' shape and dtype, 0 or 1. Masks that `guard` (default `GuardConfig()` of
+        pipeline/guard.py) passes over or rejects come back as they were. Raises ValueError where shapes do not fit.
         """
         # The one look back from model/ to pipeline/: everything else here works on patches alone.
         from pipeline.stages import refine_image
 
-        return refine_image(self, image, masks, nms_threshold)
+        return refine_image(self, image, masks, nms_threshold, guard)

@@ -20,6 +20,7 @@ from model import Refiner
 from model.coarsen import mask_head
 from model.refiner import Precision, network_input
 from pipeline.formats.cityscapes import CityscapesReader, CityscapesWriter
+from pipeline.guard import GuardConfig
 from pipeline.stages import Cutting, assemble, commit, extract
 
 WIDTH, HEIGHT = 2048, 1024
@@ -97,7 +98,7 @@ def measure_handling(root: Path, frames: int) -> Handling:
     """Time the stages around the network, frame by frame, with stand-in probabilities, against the OpenCV floor."""
     reader = CityscapesReader(str(root / "coarse"), str(root / "images"))
     writer = CityscapesWriter(str(root / "handled"))
-    cutting = Cutting(NMS_THRESHOLD)
+    cutting, guard = Cutting(NMS_THRESHOLD), GuardConfig()
     cv2.setNumThreads(1)
     rows, patches = [], 0
     for ref in reader.list_frames()[:frames]:
@@ -106,11 +107,11 @@ def measure_handling(root: Path, frames: int) -> Handling:
             lambda inputs=inputs: [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in inputs]
         )
         encode, _ = _cpu_ms(lambda decoded=decoded: [cv2.imencode(".png", mask) for mask in decoded[1:]])
-        extracting, (work, crops) = _cpu_ms(lambda ref=ref: extract(ref, reader, str(root / "images"), cutting))
+        extracting, (work, crops) = _cpu_ms(lambda ref=ref: extract(ref, reader, str(root / "images"), cutting, guard))
         assert not work.error, work.error
-        # The coarse mask as its own probability: assembly and encoding see masks of a realistic shape.
-        probabilities = crops[..., 3].astype(np.uint16) * np.uint16(65535)
-        assembling, _ = _cpu_ms(lambda work=work, p=probabilities: assemble(work, p))
+        # The coarse mask moved by a pixel as its probability: guard and encoding see masks of a realistic shape.
+        probabilities = np.roll(crops[..., 3], 1, axis=2).astype(np.uint16) * np.uint16(65535)
+        assembling, _ = _cpu_ms(lambda work=work, p=probabilities: assemble(work, p, guard))
         committing, _ = _cpu_ms(lambda work=work: commit([work], writer))
         rows.append((decode, encode, extracting, assembling, committing))
         patches += len(crops)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Literal
+import re
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import tyro
 import yaml
 
 from pipeline import storage
+from pipeline.guard import GuardConfig
 from pipeline.proposals import PATCH_PX
 from pipeline.records import InputError
+
+Config = TypeVar("Config")
 
 Format = Literal["cityscapes", "coco", "parquet"]
 
@@ -48,7 +52,8 @@ class RefineConfig:
     padding: int = 0
     """Context added around each patch on every side, in frame pixels."""
     parity: bool = False
-    """Do exactly as the reference: row-major tie order, its two slips at the right and bottom border."""
+    """Do exactly as the reference: row-major tie order, its two slips at the right and bottom border, no guard."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network; `auto` is fp32 on a CPU and bf16 on a GPU."""
     batch_size: int | None = None
@@ -80,34 +85,50 @@ class RefineConfig:
                 raise InputError(f"{name} is {value}: expected at least 1")
 
 
-def parse(arguments: list[str]) -> RefineConfig:
+def parse(config_class: type[Config], arguments: list[str]) -> Config:
     """A job's settings from its command line; a first argument ending in .yaml or .yml is read as if it were flags.
 
-    Raises InputError for a file that is not a mapping of known settings, SystemExit for wrong flags and for --help.
+    A nested group of settings is a mapping in the file. Raises InputError for a file that is not a mapping of known
+    settings, SystemExit for wrong flags and for --help.
     """
     if arguments and arguments[0].endswith((".yaml", ".yml")):
-        arguments = [*_flags(arguments[0]), *arguments[1:]]
-    return tyro.cli(RefineConfig, args=arguments)
+        path = arguments[0]
+        try:
+            settings = yaml.load(storage.read(path), _Loader)
+        except yaml.YAMLError as error:
+            raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+        arguments = [*_flags(path, config_class, settings), *arguments[1:]]
+    return tyro.cli(config_class, args=arguments)
 
 
-def _flags(path: str) -> list[str]:
-    try:
-        settings = yaml.safe_load(storage.read(path))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+class _Loader(yaml.SafeLoader):
+    """Without YAML 1.1's integers to the base of 60, by which `2:8` would be 128."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, re.compile(r"[-+]?[0-9]+$") if tag.endswith(":int") else pattern) for tag, pattern in resolvers]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _flags(path: str, config_class: type, settings: Any, group: str = "") -> list[str]:
     if not isinstance(settings, dict):
-        raise InputError(f"{path}: expected a mapping of settings, got {type(settings).__name__}")
-    known = {field.name: field for field in fields(RefineConfig)}
+        place = f" under {group.rstrip('.')}" if group else ""
+        raise InputError(f"{path}: expected a mapping of settings{place}, got {type(settings).__name__}")
+    known = get_type_hints(config_class)
     flags = []
     for key, value in settings.items():
         name = str(key).replace("-", "_")
         if name not in known:
-            raise InputError(f"{path}: unknown setting {key!r}; known are {', '.join(known)}")
-        flag = str(name).replace("_", "-")
-        if isinstance(known[name].default, bool):
+            raise InputError(f"{path}: unknown setting '{group}{key}'; known are {', '.join(known)}")
+        flag = group + name.replace("_", "-")
+        if is_dataclass(known[name]):
+            flags += _flags(path, known[name], value, f"{flag}.")
+        elif known[name] is bool:
             if not isinstance(value, bool):
-                raise InputError(f"{path}: {key} is {value!r}: expected true or false")
-            flags.append(f"--{flag}" if value else f"--no-{flag}")
+                raise InputError(f"{path}: {group}{key} is {value!r}: expected true or false")
+            flags.append(f"--{flag}" if value else f"--{group}no-{name.replace('_', '-')}")
+        elif isinstance(value, list):
+            flags += [f"--{flag}", *map(str, value)]
         elif value is not None:
             flags.append(f"--{flag}={value}")
     return flags

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from pipeline import storage
-from pipeline.config import Format, RefineConfig
+from pipeline.config import Format
 from pipeline.formats import Reader, Writer
 from pipeline.formats.cityscapes import CityscapesReader, CityscapesWriter, base_path
 from pipeline.formats.coco import CocoReader, CocoWriter
@@ -13,11 +14,11 @@ from pipeline.formats.parquet import ParquetReader, ParquetWriter
 from pipeline.records import FrameRef, InputError
 
 
-def input_format(config: RefineConfig) -> Format:
+def input_format(predictions: str, form: Format | Literal["auto"]) -> Format:
     """The form of the predictions: as set, or told by the path (.json, .parquet) and by what a folder holds."""
-    if config.format != "auto":
-        return config.format
-    path = config.predictions.rstrip("/")
+    if form != "auto":
+        return form
+    path = predictions.rstrip("/")
     if path.endswith(".json"):
         return "coco"
     if path.endswith(".parquet"):
@@ -32,25 +33,22 @@ def input_format(config: RefineConfig) -> Format:
     raise InputError(f"{path}: expected a folder with *_pred.txt files, a results .json, or .parquet; or give --format")
 
 
-def check_output(config: RefineConfig) -> None:
+def check_output(predictions: str, output: str) -> None:
     """Raise InputError where the output could replace the predictions, or be taken for some of them by the next run."""
-    for folder, inside in ((config.predictions, config.output), (config.output, config.predictions)):
+    for folder, inside in ((predictions, output), (output, predictions)):
         if storage.contains(folder, inside):
-            raise InputError(f"{config.output}: expected an output folder apart from {config.predictions}")
+            raise InputError(f"{output}: expected an output folder apart from {predictions}")
 
 
-def reader(config: RefineConfig, form: Format) -> Reader:
+def reader(
+    predictions: str, images: str, form: Format, image_list: str | None = None, image_pattern: str | None = None
+) -> Reader:
     """The reader for a dump; InputError where the settings do not suit the form."""
-    listed = config.image_list is not None or config.image_pattern is not None
     if form == "coco":
-        return CocoReader(config.predictions, config.images, config.image_list, config.image_pattern)
-    if listed:
-        raise InputError(f"image_list and image_pattern are for COCO json; {config.predictions} is read as {form}")
-    return (
-        CityscapesReader(config.predictions, config.images)
-        if form == "cityscapes"
-        else ParquetReader(config.predictions, config.images)
-    )
+        return CocoReader(predictions, images, image_list, image_pattern)
+    if image_list is not None or image_pattern is not None:
+        raise InputError(f"image_list and image_pattern are for COCO json; {predictions} is read as {form}")
+    return CityscapesReader(predictions, images) if form == "cityscapes" else ParquetReader(predictions, images)
 
 
 def without_collisions(refs: list[FrameRef]) -> list[FrameRef]:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ import numpy as np
 from pipeline import dump, storage
 from pipeline.config import NMS_THRESHOLDS, RefineConfig
 from pipeline.formats import Reader, Writer
+from pipeline.guard import GuardConfig
 from pipeline.ledger import Ledger
 from pipeline.progress import Progress, Summary
 from pipeline.records import FrameRef, InputError
@@ -49,6 +50,7 @@ class Plan:
     writer: Writer
     images: str
     cutting: Cutting
+    guard: GuardConfig
     load_refiner: Callable[[], Refiner]
     blocks: list[list[FrameRef]]
     """The frames to do, in groups that are refined and committed together."""
@@ -60,11 +62,14 @@ def run(config: RefineConfig, log: Callable[[str], None] = print) -> Summary:
     Raises InputError where nothing can be done at all. Frames with a fault are set aside in `_ledger/quarantine.csv`.
     """
     config = _absolute(config)
-    dump.check_output(config)
+    if config.parity:
+        config = replace(config, guard=GuardConfig(enabled=False))
+    dump.check_output(config.predictions, config.output)
     storage.check_folder(config.images)
-    form = dump.input_format(config)
+    form = dump.input_format(config.predictions, config.format)
     output_form = form if config.output_format == "same" else config.output_format
-    reader, writer = dump.reader(config, form), dump.writer(config.output, output_form)
+    reader = dump.reader(config.predictions, config.images, form, config.image_list, config.image_pattern)
+    writer = dump.writer(config.output, output_form)
     threshold = config.nms_threshold if config.nms_threshold is not None else NMS_THRESHOLDS[form]
     cutting = Cutting(threshold, config.patch_size, config.padding, config.parity)
 
@@ -109,6 +114,7 @@ def _blocks_of_receipts(
         writer,
         config.images,
         cutting,
+        config.guard,
         partial(_load_refiner, config.checkpoint, config.precision, config.batch_size),
         [sound[i : i + size] for i in range(0, len(sound), size)],
     )
@@ -123,11 +129,11 @@ def run_local(plan: Plan) -> Iterator[list[Receipt]]:
     refiner = plan.load_refiner()
 
     def read(block: list[FrameRef]) -> list[tuple[Work, np.ndarray]]:
-        return [extract(ref, plan.reader, plan.images, plan.cutting) for ref in block]
+        return [extract(ref, plan.reader, plan.images, plan.cutting, plan.guard) for ref in block]
 
     def write(works: list[Work], probabilities: list[np.ndarray]) -> list[Receipt]:
         for work, part in zip(works, probabilities):
-            assemble(work, part)
+            assemble(work, part, plan.guard)
         return commit(works, plan.writer)
 
     with ThreadPoolExecutor(1) as readers, ThreadPoolExecutor(1) as writers:
@@ -151,17 +157,9 @@ def run_ray(plan: Plan, workers: int | None, gpus_per_worker: float) -> Iterator
     import ray
     from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     with _ray_session():
         pool, resources, threads = _pool(ray.cluster_resources(), len(_alive_nodes()), workers, gpus_per_worker)
-        context = DataContext.get_current().copy()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        # A block is a batch: splitting one would make the network wait for its rest.
-        context.target_max_block_size = None
-        context.execution_options.preserve_order = False
-        context.execution_no_progress_timeout_s = 600
-        context.memory_usage_poll_interval_s = None
+        context = _data_context()
         # Without a limit everything is cut long before the network gets to it, and waits in memory.
         backlog = _BACKLOG_BLOCKS * pool * len(plan.blocks[0]) * plan.cutting.frame_bytes
         context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=backlog)
@@ -176,17 +174,55 @@ def run_ray(plan: Plan, workers: int | None, gpus_per_worker: float) -> Iterator
                     compute=ActorPoolStrategy(min_size=1, max_size=pool),
                     **resources,
                 )
-                .map_batches(partial(_write_batch, writer=plan.writer), batch_size=None)
+                .map_batches(partial(_write_batch, writer=plan.writer, guard=plan.guard), batch_size=None)
             )
             for batch in rows.iter_batches(batch_size=None, prefetch_batches=0):
                 yield [pickle.loads(receipt) for receipt in batch["receipt"]]
+
+
+def map_blocks(blocks: list[list[Any]], work: Callable[[list[Any]], Any], *, local: bool) -> Iterator[Any]:
+    """`work` of every block of picklable items, as they finish: in this process, or as tasks of the Ray cluster."""
+    if local:
+        yield from map(work, blocks)
+        return
+    import ray
+    from ray.data import DataContext
+
+    with _ray_session(), DataContext.current(_data_context()):
+        results = ray.data.read_datasource(_blocks_source(blocks)).map_batches(
+            partial(_work_batch, work=work), batch_size=None
+        )
+        for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
+            yield from map(pickle.loads, batch["result"])
+
+
+def _work_batch(batch: dict[str, np.ndarray], work: Callable[[list[Any]], Any]) -> dict[str, np.ndarray]:
+    import cv2
+
+    cv2.setNumThreads(1)
+    return {"result": np.array([pickle.dumps(work([pickle.loads(item) for item in batch["item"]]))], object)}
+
+
+def _data_context() -> Any:
+    from ray.data import DataContext
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # A block is a batch: splitting one would make the network wait for its rest.
+    context.target_max_block_size = None
+    context.execution_options.preserve_order = False
+    context.execution_no_progress_timeout_s = 600
+    context.memory_usage_poll_interval_s = None
+    return context
 
 
 def _extract_row(row: dict[str, Any], plan: Plan) -> dict[str, Any]:
     import cv2
 
     cv2.setNumThreads(1)
-    work, patches = extract(pickle.loads(row["ref"]), plan.reader, plan.images, plan.cutting)
+    work, patches = extract(pickle.loads(row["item"]), plan.reader, plan.images, plan.cutting, plan.guard)
     return {"work": pickle.dumps(work), "patches": patches}
 
 
@@ -212,17 +248,17 @@ class _RefineActor:
         return {"work": np.array([pickle.dumps(work) for work in works], object), "probabilities": probabilities}
 
 
-def _write_batch(batch: dict[str, np.ndarray], writer: Writer) -> dict[str, np.ndarray]:
+def _write_batch(batch: dict[str, np.ndarray], writer: Writer, guard: GuardConfig) -> dict[str, np.ndarray]:
     import cv2
 
     cv2.setNumThreads(1)
     works = [pickle.loads(work) for work in batch["work"]]
     for work, probabilities in zip(works, batch["probabilities"]):
-        assemble(work, probabilities)
+        assemble(work, probabilities, guard)
     return {"receipt": np.array([pickle.dumps(receipt) for receipt in commit(works, writer)], object)}
 
 
-def _blocks_source(blocks: list[list[FrameRef]]) -> Any:
+def _blocks_source(blocks: list[list[Any]]) -> Any:
     """A Ray Data source with one read task per block, so that a block is a unit of work and of repetition."""
     import pyarrow as pa
     from ray.data.block import BlockMetadata
@@ -235,11 +271,11 @@ def _blocks_source(blocks: list[list[FrameRef]]) -> Any:
         def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
             tasks = []
             for block in blocks:
-                rows = [pickle.dumps(ref) for ref in block]
+                rows = [pickle.dumps(item) for item in block]
                 metadata = BlockMetadata(
                     num_rows=len(rows), size_bytes=sum(map(len, rows)), input_files=None, exec_stats=None
                 )
-                tasks.append(ReadTask(lambda rows=rows: [pa.table({"ref": pa.array(rows, pa.binary())})], metadata))
+                tasks.append(ReadTask(lambda rows=rows: [pa.table({"item": pa.array(rows, pa.binary())})], metadata))
             return tasks
 
     return Blocks()
@@ -283,7 +319,9 @@ def _ray_session() -> Iterator[None]:
     else:
         ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
     try:
-        yield
+        # Ray has put its own handler in the place of ours.
+        with _terminated_as_exit():
+            yield
     finally:
         ray.shutdown()
 
@@ -332,6 +370,8 @@ def _load_refiner(checkpoint: str, precision: Any, batch_size: int | None) -> Re
 
 
 def _fingerprint(config: RefineConfig, form: str, output_form: str, cutting: Cutting, weights: str) -> dict[str, Any]:
+    # The thresholds of a guard that is switched off make no difference.
+    guard = asdict(config.guard) if config.guard.enabled else {"enabled": False}
     return {
         "predictions": config.predictions,
         "images": config.images,
@@ -344,6 +384,7 @@ def _fingerprint(config: RefineConfig, form: str, output_form: str, cutting: Cut
         "patch_size": cutting.patch_px,
         "padding": cutting.padding,
         "parity": cutting.parity,
+        **{f"guard.{name}": value for name, value in guard.items()},
         "precision": config.precision,
         "batch_size": config.batch_size,
     }

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -41,9 +41,8 @@ class Ledger:
         if storage.exists(run):
             before = _parse(run, storage.read(run))
             segments = [f"{self.root}/{name}" for name in storage.find(self.root, (".jsonl",))]
-            for segment in segments:
-                for line in storage.read(segment).splitlines():
-                    self._note(_parse(segment, line))
+            for receipt in read_receipts(self.root.removesuffix("/_ledger")):
+                self._note(receipt)
         if before == fingerprint:
             return
         if before is not None and self.parts:
@@ -100,6 +99,15 @@ class Ledger:
             storage.put(table, text.getvalue().encode())
         else:
             storage.remove(table)
+
+
+def read_receipts(output: str) -> Iterator[dict[str, Any]]:
+    """The receipts of all runs on an output, in the order of their frames' ends; none where it has no ledger."""
+    root = f"{output.rstrip('/')}/_ledger"
+    if storage.exists(f"{root}/run.json"):
+        for name in storage.find(root, (".jsonl",)):
+            for line in storage.read(f"{root}/{name}").splitlines():
+                yield _parse(f"{root}/{name}", line)
 
 
 def _parse(url: str, data: bytes) -> dict[str, Any]:

@@ -1,116 +1,276 @@
-"""Training patches cut from photographs with precise masks, coarse masks being made on the way."""
+"""Patch data sets: Parquet shards of training patches with their targets, written once and read in any order."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
-from pycocotools import mask as rle
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from model.augment import augment
-from model.coarsen import coarsen
+from model.augment import Augmentation, augment
 from pipeline import storage
-from pipeline.patches import crop
-from pipeline.proposals import PATCH_PX, propose
 from pipeline.records import InputError
-from pipeline.stages import decode_image
 
-MIN_IOU = 0.5
-"""A coarse mask that overlaps its target less teaches nothing (the reference's rule)."""
+SPLITS = ("train", "val")
+SHARD_ROWS = 4096
+"""Most patches of one shard: some 30 MB."""
+
+WINDOW_ROWS = 8192
+"""Patches that are held, as PNGs, and mixed while training: some 70 MB."""
+
+CARD = "card.json"
+
+PATCH_SCHEMA = pa.schema(
+    [
+        ("image", pa.binary()),
+        ("coarse", pa.binary()),
+        ("target", pa.binary()),
+        ("side", pa.int32()),
+        ("frame_id", pa.string()),
+        ("instance_id", pa.string()),
+        ("category_id", pa.int64()),
+        ("box", pa.list_(pa.int32())),
+        ("iou", pa.float32()),
+        ("origin", pa.string()),
+        ("visit", pa.int32()),
+        ("split", pa.string()),
+    ]
+)
+"""A row is one patch of `side` pixels squared, padding included: `image` a PNG, `coarse` and `target` bits by row
+(`numpy.packbits`). `box` is [x1, y1, x2, y2] in the frame, without the padding; `iou` is that of the whole coarse mask
+with its target; `origin` tells where the coarse mask is from (`prediction`, or a kind of `model/coarsen.py`); `visit`
+counts the variants of one frame that were cut."""
+
+
+def pack(patches: np.ndarray, keys: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Patches (N, S, S, 5) uint8, with the other columns of each, as rows of PATCH_SCHEMA."""
+    columns: dict[str, list[Any]] = {name: [key.get(name) for key in keys] for name in PATCH_SCHEMA.names}
+    columns["image"] = [_png(patch[..., :3]) for patch in patches]
+    for name, channel in (("coarse", 3), ("target", 4)):
+        columns[name] = [np.packbits(patch[..., channel]).tobytes() for patch in patches]
+    columns["side"] = [patches.shape[1]] * len(patches)
+    return pa.table(columns, PATCH_SCHEMA)
+
+
+def _png(image: np.ndarray) -> bytes:
+    return cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 4])[1].tobytes()
+
+
+def unpack(table: pa.Table) -> np.ndarray:
+    """The patches (N, S, S, 5) uint8 of some rows, which must be of one side: RGB, coarse 0/1, target 0/1."""
+    side = table["side"][0].as_py()
+    out = np.empty((len(table), side, side, 5), np.uint8)
+    columns = (table[name].to_pylist() for name in _READ[:-1])
+    for patch, image, coarse, target, frame_id, instance_id in zip(out, *columns):
+        decoded = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
+        if decoded is None or decoded.shape[:2] != (side, side):
+            name = f"{instance_id} in {frame_id}"
+            raise InputError(f"patch of {name}: expected a PNG of {side} x {side} pixels; cut the data set again")
+        patch[..., :3] = decoded[..., ::-1]
+        for channel, bits in ((3, coarse), (4, target)):
+            patch[..., channel] = np.unpackbits(np.frombuffer(bits, np.uint8), count=side * side).reshape(side, side)
+    return out
+
+
+def write_shards(output: str, tables: Mapping[str, pa.Table], name: str) -> str:
+    """Write the rows of each split, at most SHARD_ROWS to a shard, under a name; returns that name."""
+    for split, table in tables.items():
+        for number, start in enumerate(range(0, len(table), SHARD_ROWS)):
+            buffer = pa.BufferOutputStream()
+            # PNGs and packed bits do not get smaller.
+            pq.write_table(table.slice(start, SHARD_ROWS), buffer, compression="none", row_group_size=512)
+            storage.put(storage.join(output, f"{split}/{name}-{number:03d}.parquet"), buffer.getvalue().to_pybytes())
+    return name
+
+
+def shard_name(frame_ids: Sequence[str]) -> str:
+    """Where the patches of these frames go: the same frames always to the same shards."""
+    return hashlib.sha256("\n".join(frame_ids).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
-class Annotation:
-    """One object of a ground truth: its precise mask, and where its image lies."""
+class Shard:
+    """One file of a data set."""
 
-    image_path: str
-    segmentation: dict
-    """COCO run-length encoding."""
-    category: str
+    url: str
+    rows: int
 
 
-def load_annotations(annotations_path: str, image_root: str) -> list[Annotation]:
-    """Every non-crowd RLE annotation of a COCO ground-truth json, in the file's order.
+class PatchDataset:
+    """One split of one or more patch data sets, opened for training.
 
-    Raises InputError where the file is missing, is not such a json, or holds no annotation.
+    `urls` are folders that `jobs/prepare.py` has written. Raises InputError for a folder without shards, a shard of
+    another schema, patches of different sides, and where no patch is found.
     """
+
+    def __init__(self, urls: Sequence[str], split: str) -> None:
+        self.urls, self.split = list(urls), split
+        self.shards: list[Shard] = []
+        sides = {}
+        for url in self.urls:
+            for path in storage.find(url, (".parquet",)):
+                if path.split("/")[0] not in SPLITS:
+                    raise InputError(f"{url}/{path}: expected shards below train/ and val/, as jobs/prepare.py writes")
+                if path.startswith(f"{split}/"):
+                    shard_url = storage.join(url, path)
+                    rows, side = _inspect(shard_url)
+                    self.shards.append(Shard(shard_url, rows))
+                    sides[side] = shard_url
+        self.rows = sum(shard.rows for shard in self.shards)
+        if not self.rows:
+            raise InputError(f"{', '.join(self.urls)}: no {split} patch; expected shards that jobs/prepare.py wrote")
+        if len(sides) > 1:
+            found = ", ".join(f"{side} px in {url}" for side, url in sides.items())
+            raise InputError(f"patches of different sides: {found}; expected one side in all data sets")
+        self.side_px = next(iter(sides))
+
+    @cached_property
+    def cards(self) -> list[dict[str, Any]]:
+        """What each data set says of itself; empty where it has no card (its preparation was not finished)."""
+        found = []
+        for url in self.urls:
+            path = f"{url.rstrip('/')}/{CARD}"
+            found.append(json.loads(storage.read(path)) if storage.exists(path) else {})
+        return found
+
+    def iterate(self, batch_size: int, rank: int = 0, world: int = 1, limit: int | None = None) -> Iterator[np.ndarray]:
+        """This process's share of the patches, in order, as (n, S, S, 5) uint8, n up to `batch_size`.
+
+        With `limit`, only so many patches of all (over all processes), evenly spread.
+        """
+        rows = np.unique(np.linspace(0, self.rows - 1, min(limit or self.rows, self.rows)).round().astype(np.int64))
+        rows = rows[rank::world]
+        for start in range(0, len(rows), batch_size):
+            yield self.take(rows[start : start + batch_size])
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """The patches (n, S, S, 5) uint8 with these numbers (n,), counted over all shards."""
+        ends = np.cumsum([shard.rows for shard in self.shards])
+        owners = np.searchsorted(ends, rows, side="right")
+        out = np.empty((len(rows), self.side_px, self.side_px, 5), np.uint8)
+        for owner in np.unique(owners).tolist():
+            shard = self.shards[owner]
+            out[owners == owner] = unpack(_rows(shard.url).take(rows[owners == owner] - (ends[owner] - shard.rows)))
+        return out
+
+
+def _inspect(url: str) -> tuple[int, int]:
+    """The rows of a shard and the side of its patches, from its footer and first row group."""
     try:
-        content = json.loads(storage.read(annotations_path))
-        names = {image["id"]: image["file_name"] for image in content["images"]}
-        categories = {category["id"]: category["name"] for category in content["categories"]}
-        annotations = [entry for entry in content["annotations"] if isinstance(entry["segmentation"], dict)]
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = f"{type(error).__name__}: {error}"
-        raise InputError(f"{annotations_path}: expected a COCO ground-truth json ({reason})") from None
-    found = [
-        Annotation(
-            storage.join(image_root, names[entry["image_id"]]), entry["segmentation"], categories[entry["category_id"]]
-        )
-        for entry in annotations
-        if not entry.get("iscrowd", 0)
-    ]
-    if not found:
-        raise InputError(f"{annotations_path}: no RLE annotation")
-    return found
+        with storage.open_read(url) as stream, pq.ParquetFile(stream) as file:
+            if file.schema_arrow != PATCH_SCHEMA:
+                raise InputError(f"{url}: expected the columns {', '.join(PATCH_SCHEMA.names)} of a patch data set")
+            sides = file.read_row_group(0, columns=["side"], use_threads=False)["side"].unique().to_pylist()
+            rows = file.metadata.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{url}: not a Parquet file ({' '.join(str(error).split())})") from None
+    if len(sides) != 1:
+        raise InputError(f"{url}: patches of sides {sorted(sides)} in one shard, expected one side")
+    return rows, sides[0]
 
 
-def training_patches(
-    image: np.ndarray, coarse: np.ndarray, target: np.ndarray, nms_threshold: float, padding: int = 0
-) -> np.ndarray:
-    """Cut the boundary patches of one instance with their targets: (N, P, P, 5) uint8, RGB, coarse 0/1, target 0/1.
+def _rows(url: str) -> pa.Table:
+    try:
+        table = pq.ParquetFile(pa.BufferReader(storage.read(url))).read(columns=_READ, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{url}: cannot be read ({' '.join(str(error).split())})") from None
+    return table.combine_chunks()
 
-    `image` is (H, W, 3) uint8, `coarse` and `target` (H, W) uint8 0/1 on the same frame.
+
+_READ = ["image", "coarse", "target", "frame_id", "instance_id", "side"]
+
+
+class PatchBatches:
+    """The training batches of one process: batch of step s is a function of the seed, s, `rank` and `world` alone.
+
+    So that training goes on after an interruption exactly where it was, any step may be asked for. Shards are dealt to
+    the processes once; in every epoch each process takes its shards in a new order and mixes the patches of some
+    WINDOW_ROWS. Raises InputError where the data cannot feed `world` processes.
     """
-    x, y, w, h = cv2.boundingRect(coarse)
-    inside = coarse[y : y + h, x : x + w]
-    boxes = propose(inside, (x, y), coarse.shape[::-1], nms_threshold)
-    patches = crop(image, inside, (x, y), boxes, padding)
-    targets = crop(image, target, (0, 0), boxes, padding)[..., 3:]
-    return np.concatenate([patches, targets], axis=-1)
+
+    def __init__(
+        self,
+        dataset: PatchDataset,
+        batch_size: int,
+        seed: int,
+        augmentation: Augmentation,
+        side_px: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if side_px > dataset.side_px:
+            raise InputError(f"{', '.join(dataset.urls)}: patches of {dataset.side_px} px, expected at least {side_px}")
+        self.batch_size, self.seed, self.augmentation, self.side_px = batch_size, seed, augmentation, side_px
+        self.rank = rank
+        shares = _deal(dataset.shards, world)
+        self.steps_per_epoch = min(sum(shard.rows for shard in share) for share in shares) // batch_size
+        if not self.steps_per_epoch:
+            raise InputError(
+                f"{', '.join(dataset.urls)}: {dataset.rows} patches in {len(dataset.shards)} shards cannot feed"
+                f" {world} processes with batches of {batch_size}; expected fewer processes, smaller batches, or a data"
+                " set cut with fewer --frames-per-block"
+            )
+        self.shards = shares[rank]
+        self._epoch = -1
+        self._order: list[list[Shard]] = []
+        self._ends: list[int] = []
+        self._window = lru_cache(maxsize=2)(self._load)
+
+    def __len__(self) -> int:
+        """The batches of one epoch; later steps may be asked for all the same."""
+        return self.steps_per_epoch
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        """The batch (batch_size, side_px, side_px, 5) uint8 of a step, from 0."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._order = _windows(self.shards, np.random.default_rng([self.seed, epoch, self.rank]))
+            self._ends = np.cumsum([sum(shard.rows for shard in window) for window in self._order]).tolist()
+            self._epoch = epoch
+        first, pieces = place * self.batch_size, []
+        last = first + self.batch_size
+        while first < last:
+            number = bisect_right(self._ends, first)
+            begin = self._ends[number - 1] if number else 0
+            stop = min(last, self._ends[number])
+            table, order = self._window(epoch, number)
+            pieces.append(unpack(table.take(order[first - begin : stop - begin])))
+            first = stop
+        rng = np.random.default_rng([self.seed, step, self.rank, 1])
+        return augment(np.concatenate(pieces), self.side_px, self.augmentation, rng)
+
+    def _load(self, epoch: int, number: int) -> tuple[pa.Table, np.ndarray]:
+        table = pa.concat_tables(_rows(shard.url) for shard in self._order[number]).combine_chunks()
+        return table, np.random.default_rng([self.seed, epoch, self.rank, number]).permutation(len(table))
 
 
-def _visit(annotation: Annotation, rng: np.random.Generator, per_visit: int) -> np.ndarray:
-    """Patches of one mask at a random scale under a fresh coarse mask; none where the coarse mask is too far off."""
-    image = decode_image(annotation.image_path)
-    scale = rng.uniform(0.5, 1.2)
-    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    target = cv2.resize(rle.decode(annotation.segmentation), image.shape[1::-1], interpolation=cv2.INTER_AREA)
-    if not target.any():
-        return np.zeros((0, PATCH_PX, PATCH_PX, 5), np.uint8)
-    coarse = coarsen(target, rng)
-    if (coarse & target).sum() <= MIN_IOU * (coarse | target).sum():
-        return np.zeros((0, PATCH_PX, PATCH_PX, 5), np.uint8)
-    patches = training_patches(image, coarse, target, nms_threshold=0.25)
-    return patches[rng.permutation(len(patches))[:per_visit]]
+def _deal(shards: Sequence[Shard], world: int) -> list[list[Shard]]:
+    """Give each process about as many patches, the largest shards first."""
+    shares: list[list[Shard]] = [[] for _ in range(world)]
+    loads = [0] * world
+    for shard in sorted(shards, key=lambda shard: (-shard.rows, shard.url)):
+        least = loads.index(min(loads))
+        shares[least].append(shard)
+        loads[least] += shard.rows
+    return shares
 
 
-def stream(
-    sources: list[Annotation],
-    batch_size: int,
-    seed: int,
-    *,
-    side_px: int = PATCH_PX,
-    per_visit: int = 24,
-    buffer: int = 2048,
-) -> Iterator[np.ndarray]:
-    """Endless shuffled, augmented batches (batch_size, side_px, side_px, 5) uint8 over all annotations.
-
-    Every pass visits the objects in a new order, at a new scale and under new coarse masks. `side_px` below 64 px
-    cuts the middle out of each patch: cheaper steps at the same magnification.
-    """
-    rng = np.random.default_rng(seed)
-    pool = np.zeros((0, side_px, side_px, 5), np.uint8)
-    margin = (PATCH_PX - side_px) // 2
-    while True:
-        for i in rng.permutation(len(sources)):
-            fresh = _visit(sources[i], rng, per_visit)
-            pool = np.concatenate([pool, fresh[:, margin : PATCH_PX - margin, margin : PATCH_PX - margin]])
-            while len(pool) >= buffer:
-                chosen = rng.permutation(len(pool))
-                batch, pool = pool[chosen[:batch_size]], pool[chosen[batch_size:]]
-                yield augment(batch, rng)
+def _windows(shards: Sequence[Shard], rng: np.random.Generator) -> list[list[Shard]]:
+    """The shards in a random order, in groups whose patches are mixed."""
+    windows: list[list[Shard]] = []
+    rows = WINDOW_ROWS
+    for number in rng.permutation(len(shards)):
+        if rows >= WINDOW_ROWS:
+            windows.append([])
+            rows = 0
+        windows[-1].append(shards[number])
+        rows += shards[number].rows
+    return windows

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.guard import REASONS
 from pipeline.stages import Receipt
 
 STAGES = ("extract", "refine", "assemble", "commit")
@@ -31,11 +32,13 @@ class Summary:
     wall_s: float
     patches_per_s: float | None
     """Of the flow, from when the first block left the network to the last frame finished; None for a single block."""
+    reasons: dict[str, int]
+    """Number of instances that have a reason (`guard.REASONS`), by reason."""
 
     def __str__(self) -> str:
         lines = [
             f"frames       {self.frames} refined now, {self.done_before} before, {len(self.quarantined)} set aside",
-            f"instances    {self.instances}, {self.refined} refined",
+            f"instances    {self.instances}, {self._by_status()}",
             f"patches      {self.patches}"
             + (f" ({self.patches_per_s:.1f}/s after start-up)" if self.patches_per_s else ""),
             "seconds      "
@@ -51,13 +54,24 @@ class Summary:
         lines.append(f"output       {self.output}")
         return "\n".join(lines)
 
+    def _by_status(self) -> str:
+        """For example `90 refined (3 far_pieces), 2 kept (2 too_small), 8 rejected (5 uncertain, 3 iou)`."""
+        parts = []
+        for status, known in REASONS.items():
+            counts = {reason: self.reasons[reason] for reason in known if self.reasons.get(reason)}
+            count = self.refined if status == "refined" else sum(counts.values())
+            told = ", ".join(f"{counts[reason]} {reason}" for reason in sorted(counts, key=counts.get, reverse=True))
+            parts.append(f"{count} {status}" + (f" ({told})" if told else ""))
+        return ", ".join(parts)
+
 
 class Progress:
-    """Counts receipts and prints `refine 152/552  12.0 frames/s  quarantined 1  eta 33s`."""
+    """Counts receipts and prints `refine 152/552  12.0 frames/s  quarantined 1  eta 33s`, `refine` being the verb."""
 
-    def __init__(self, total: int, done_before: int, log: Callable[[str], None]) -> None:
-        self.total, self.done_before, self.log = total, done_before, log
+    def __init__(self, total: int, done_before: int, log: Callable[[str], None], verb: str = "refine") -> None:
+        self.total, self.done_before, self.log, self.verb = total, done_before, log, verb
         self.frames = self.instances = self.refined = self.patches = self.quarantined = 0
+        self.reasons: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
         self.first: tuple[float, int, int] | None = None
         """When the first block left the network, and its frames and patches; rates are taken from there."""
@@ -72,6 +86,7 @@ class Progress:
             self.quarantined += bool(receipt.error)
             self.instances += receipt.instances
             self.refined += receipt.refined
+            self.reasons.update(receipt.reasons)
             self.patches += receipt.patches
             self.seconds.update(receipt.seconds)
         if self.first is None and receipts[0].refined_at:
@@ -85,7 +100,7 @@ class Progress:
         count = self.frames + self.quarantined
         rate = self._since_first(count, 1) or count / max(self.last - self.started, 1e-3)
         line = (
-            f"refine {count}/{self.total}  {rate:.1f} frames/s  quarantined {self.quarantined}"
+            f"{self.verb} {count}/{self.total}  {rate:.1f} frames/s  quarantined {self.quarantined}"
             f"  eta {(self.total - count) / rate:.0f}s"
         )
         if self.live:
@@ -106,6 +121,7 @@ class Progress:
             dict(self.seconds),
             wall_s,
             self._since_first(self.patches, 2),
+            dict(self.reasons),
         )
 
     def _since_first(self, count: int, which: int) -> float | None:

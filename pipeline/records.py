@@ -42,11 +42,13 @@ class Instance:
     origin: tuple[int, int] = (0, 0)
     """(x, y) of the mask's top left pixel in the frame."""
     status: str = "kept"
-    """`refined` where the network has decided at least one pixel, else `kept`."""
+    """`refined`; `kept` where no pixel was left to the network; `rejected` where its mask was not believed."""
+    reason: str = ""
+    """Why an instance was kept or rejected, or pieces of its change taken back: one of `guard.REASONS`, or empty."""
     changed_pixels: int = 0
-    """Pixels in which the refined mask differs from the coarse one."""
+    """Pixels in which the mask differs from the coarse one; 0 unless refined."""
     confidence: float = 1.0
-    """Mean of 2 * |p - 0.5| over the refined boundary band; 1 where nothing was refined."""
+    """Mean of 2 * |p - 0.5| over the boundary band that the network found, also if it was rejected; 1 where kept."""
     extra: dict[str, Any] = field(default_factory=dict)
     """The entry's other keys, carried through unchanged."""
 
@@ -97,6 +99,7 @@ INSTANCE_TYPE = pa.struct(
         ("bbox", pa.list_(pa.int32())),
         ("area", pa.int64()),
         ("status", pa.string()),
+        ("reason", pa.string()),
         ("changed_pixels", pa.int64()),
         ("confidence", pa.float32()),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.formats import Reader, Writer
+from pipeline.guard import GuardConfig, judge, passed_over
 from pipeline.patches import crop, paste
 from pipeline.proposals import PATCH_PX, boundary_strength, propose
 from pipeline.records import Frame, FrameRef, InputError, Instance, cut_to_box
@@ -67,6 +69,8 @@ class Receipt:
     patches: int
     seconds: dict[str, float]
     refined_at: float
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Number of instances that have a reason (`guard.REASONS`), by reason."""
 
 
 @contextmanager
@@ -89,12 +93,20 @@ def decode_image(url: str) -> np.ndarray:
     return image
 
 
-def cut(image: np.ndarray, instances: Sequence[Instance], cutting: Cutting) -> tuple[list[np.ndarray], np.ndarray]:
-    """The boxes (n, 4) of each instance and all their patches (N, P, P, 4) uint8, in the order of the instances."""
+def cut(
+    image: np.ndarray, instances: Sequence[Instance], cutting: Cutting, guard: GuardConfig
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The boxes (n, 4) of each instance and all their patches (N, P, P, 4) uint8, in the order of the instances.
+
+    Instances that the guard passes over have none.
+    """
     size = image.shape[1], image.shape[0]
     side = cutting.patch_px + 2 * cutting.padding
     boxes, patches = [], [np.zeros((0, side, side, 4), np.uint8)]
     for instance in instances:
+        if passed_over(instance.mask, guard):
+            boxes.append(np.zeros((0, 4), np.int32))
+            continue
         found = propose(
             instance.mask,
             instance.origin,
@@ -104,12 +116,13 @@ def cut(image: np.ndarray, instances: Sequence[Instance], cutting: Cutting) -> t
             parity=cutting.parity,
         )
         boxes.append(found)
-        if len(found):
-            patches.append(crop(image, instance.mask, instance.origin, found, cutting.padding))
+        patches.append(crop(image, instance.mask, instance.origin, found, cutting.padding))
     return boxes, np.concatenate(patches)
 
 
-def extract(ref: FrameRef, reader: Reader, images: str, cutting: Cutting) -> tuple[Work, np.ndarray]:
+def extract(
+    ref: FrameRef, reader: Reader, images: str, cutting: Cutting, guard: GuardConfig
+) -> tuple[Work, np.ndarray]:
     """Read one frame and cut its patches (N, P, P, 4) uint8. Whatever is wrong with it becomes `Work.error`."""
     work = Work(ref.frame_id)
     patches = np.zeros((0, *(cutting.patch_px + 2 * cutting.padding,) * 2, 4), np.uint8)
@@ -118,7 +131,7 @@ def extract(ref: FrameRef, reader: Reader, images: str, cutting: Cutting) -> tup
             image = decode_image(storage.join(images, ref.file_name))
             height, width = image.shape[:2]
             instances = reader.read(ref, width, height)
-            boxes, patches = cut(image, instances, cutting)
+            boxes, patches = cut(image, instances, cutting, guard)
             work.frame, work.boxes = Frame(ref.frame_id, ref.file_name, width, height, instances), boxes
         except InputError as error:
             work.error = str(error)
@@ -141,8 +154,11 @@ def refine(works: Sequence[Work], patches: Sequence[np.ndarray], refiner: Refine
     return [probabilities[end - count : end] for end, count in zip(ends, counts)]
 
 
-def assemble(work: Work, probabilities: np.ndarray) -> None:
-    """Replace a frame's coarse masks by refined ones, given the probabilities (N, P, P) uint16 of all its patches."""
+def assemble(work: Work, probabilities: np.ndarray, guard: GuardConfig) -> None:
+    """Replace a frame's coarse masks by refined ones, given the probabilities (N, P, P) uint16 of all its patches.
+
+    Masks that the guard rejects stay as they were.
+    """
     if work.frame is None:
         return
     with _timed(work, "assemble"):
@@ -151,23 +167,26 @@ def assemble(work: Work, probabilities: np.ndarray) -> None:
             part = probabilities[start : start + len(boxes)]
             start += len(boxes)
             # A dump that was refined before brings the old verdicts along.
-            instance.status, instance.changed_pixels, instance.confidence = "kept", 0, 1.0
+            instance.status, instance.reason = "kept", passed_over(instance.mask, guard)
+            instance.changed_pixels, instance.confidence = 0, 1.0
             if len(boxes):
-                _replace(instance, (work.frame.width, work.frame.height), boxes, part)
+                _replace(instance, (work.frame.width, work.frame.height), boxes, part, guard)
 
 
-def _replace(instance: Instance, size: tuple[int, int], boxes: np.ndarray, probabilities: np.ndarray) -> None:
-    coarse, (x0, y0) = instance.mask, instance.origin
-    refined, (left, top), mean = paste(coarse, (x0, y0), size, boxes, probabilities)
-    inside = refined[y0 - top : y0 - top + coarse.shape[0], x0 - left : x0 - left + coarse.shape[1]]
-    instance.changed_pixels = int(
-        np.count_nonzero(refined) - np.count_nonzero(inside) + np.count_nonzero(inside != coarse)
-    )
+def _replace(
+    instance: Instance, size: tuple[int, int], boxes: np.ndarray, probabilities: np.ndarray, guard: GuardConfig
+) -> None:
+    (x0, y0), (height, width) = instance.origin, instance.mask.shape
+    refined, (left, top), mean = paste(instance.mask, (x0, y0), size, boxes, probabilities)
+    coarse = np.zeros_like(refined)
+    coarse[y0 - top : y0 - top + height, x0 - left : x0 - left + width] = instance.mask
     band = (boundary_strength(refined) > 0) & ~np.isnan(mean)
     instance.confidence = float(np.abs(2 * mean[band] - 1).mean()) if band.any() else 1.0
-    instance.status = "refined"
-    instance.mask, (x, y) = cut_to_box(refined)
-    instance.origin = (left + x, top + y) if instance.mask.size else (0, 0)
+    mask, instance.status, instance.reason = judge(coarse, refined, mean, guard)
+    if instance.status == "refined":
+        instance.changed_pixels = int(np.count_nonzero(mask != coarse))
+        instance.mask, (x, y) = cut_to_box(mask)
+        instance.origin = (left + x, top + y) if instance.mask.size else (0, 0)
 
 
 def commit(works: Sequence[Work], writer: Writer) -> list[Receipt]:
@@ -187,13 +206,20 @@ def commit(works: Sequence[Work], writer: Writer) -> list[Receipt]:
             work.patches,
             work.seconds,
             work.refined_at,
+            dict(Counter(i.reason for i in work.frame.instances if i.reason)) if work.frame else {},
         )
         for work in works
     ]
 
 
-def refine_image(refiner: Refiner, image: np.ndarray, masks: np.ndarray, nms_threshold: float) -> np.ndarray:
-    """Refine the masks (N, H, W) or (H, W) of one image (H, W, 3) uint8 RGB; returns their shape and dtype, 0 or 1."""
+def refine_image(
+    refiner: Refiner, image: np.ndarray, masks: np.ndarray, nms_threshold: float, guard: GuardConfig | None = None
+) -> np.ndarray:
+    """Refine the masks (N, H, W) or (H, W) of one image (H, W, 3) uint8 RGB; returns their shape and dtype, 0 or 1.
+
+    The guard is `GuardConfig()` unless given.
+    """
+    guard = guard or GuardConfig()
     image, masks = np.asarray(image), np.asarray(masks)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image: expected (H, W, 3) uint8, got {image.shape} {image.dtype}")
@@ -202,9 +228,9 @@ def refine_image(refiner: Refiner, image: np.ndarray, masks: np.ndarray, nms_thr
     stack = masks if masks.ndim == 3 else masks[None]
     instances = [Instance(str(i), 0, 1.0, *cut_to_box(mask)) for i, mask in enumerate(stack)]
     height, width = image.shape[:2]
-    boxes, patches = cut(image, instances, Cutting(nms_threshold))
+    boxes, patches = cut(image, instances, Cutting(nms_threshold), guard)
     work = Work("image", Frame("image", "", width, height, instances), boxes)
-    assemble(work, refiner.probabilities(patches))
+    assemble(work, refiner.probabilities(patches), guard)
     out = np.zeros(stack.shape, masks.dtype)
     for mask, instance in zip(out, instances):
         (x, y), (h, w) = instance.origin, instance.mask.shape

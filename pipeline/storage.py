@@ -143,3 +143,9 @@ def remove(url: str) -> None:
     fs, path = _open(url)
     if fs.exists(path):
         fs.rm_file(path)
+
+
+def size(url: str) -> int:
+    """Bytes of a file."""
+    fs, path = _open(url)
+    return int(fs.size(path))

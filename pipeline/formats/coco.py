@@ -24,7 +24,10 @@ NEARBY = 64 << 10
 WINDOW = 1 << 18
 """Entries held while a json is written in which the images are mixed."""
 
-_REWRITTEN = ("category_id", "segmentation", "bbox", "area", "score")
+_VERDICT = {"status": (str,), "reason": (str,), "changed_pixels": (int,), "confidence": (int, float)}
+"""Keys that say what an earlier refinement did, and the types of their values."""
+
+_REWRITTEN = ("category_id", "segmentation", "bbox", "area", "score", *_VERDICT)
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ class CocoReader:
         """The instances of an image; an instance's id is its entry's number. InputError names the file and the entry.
 
         `extra` has all keys that the writer does not make anew, `image_id` among them as it was; an entry without a
-        score counts as 1 and has None in `extra` as a mark.
+        score counts as 1 and has None in `extra` as a mark. `status`, `reason`, `changed_pixels` and `confidence` are
+        read where they have the values that the writer gives them.
         """
         instances = []
         for number, data in zip(ref.positions, self._bytes(ref.source)):
@@ -138,8 +142,9 @@ class CocoReader:
 class CocoWriter:
     """Writes `refined.json` below the folder `output`: a list of results, one entry per line.
 
-    Where the dump came from elsewhere, images are numbered from 1 in its order, entries also have the `file_name`, and
-    `images.json` lists the images so that CocoReader can read the dump.
+    Beside COCO's keys entries have `status`, `reason`, `changed_pixels` and `confidence` (to four digits), as Instance
+    explains them. Where the dump came from elsewhere, images are numbered from 1 in its order, entries also have the
+    `file_name`, and `images.json` lists the images so that CocoReader can read the dump.
     """
 
     output: str
@@ -215,7 +220,8 @@ def _instance(number: int, frame_id: str, data: bytes, width: int, height: int) 
     extra = {key: value for key, value in entry.items() if key not in _REWRITTEN}
     if "score" not in entry:
         extra["score"] = None
-    return Instance(str(number), category, float(score), mask, origin, extra=extra)
+    verdict = {name: entry[name] for name, types in _VERDICT.items() if type(entry.get(name)) in types}
+    return Instance(str(number), category, float(score), mask, origin, extra=extra, **verdict)
 
 
 def _by_frame(
@@ -260,6 +266,10 @@ def _line(instance: dict[str, Any], extra: dict[str, Any]) -> str:
         "bbox": instance["bbox"],
         "area": instance["area"],
         "score": instance["score"],
+        "status": instance["status"],
+        "reason": instance["reason"],
+        "changed_pixels": instance["changed_pixels"],
+        "confidence": round(instance["confidence"], 4),
     }
     if "score" in extra:
         del entry["score"]

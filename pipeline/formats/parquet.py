@@ -61,6 +61,7 @@ _NEEDED: _Checks = {
 _OPTIONAL: _Checks = {
     "score": (_is_number, "numbers"),
     "status": (_is_text, "text"),
+    "reason": (_is_text, "text"),
     "changed_pixels": (kind.is_integer, "whole numbers"),
     "confidence": (_is_number, "numbers"),
 }
@@ -70,9 +71,9 @@ _OPTIONAL: _Checks = {
 class ParquetReader:
     """Reads `predictions`, a Parquet file or a folder of them, with images below the folder `images` by `file_name`.
 
-    Of an instance, `score`, `status`, `changed_pixels` and `confidence` may be missing; `bbox`, `area` and columns that
-    FRAME_SCHEMA does not have are not looked at. In a folder, names that begin with _ or . are passed over with all
-    below them.
+    Of an instance, `score`, `status`, `reason`, `changed_pixels` and `confidence` may be missing; `bbox`, `area` and
+    columns that FRAME_SCHEMA does not have are not looked at. In a folder, names that begin with _ or . are passed over
+    with all below them.
     """
 
     predictions: str

@@ -43,6 +43,7 @@ def _instance(instance: Instance, width: int, height: int) -> dict[str, Any]:
         "bbox": instance.bbox,
         "area": instance.area,
         "status": instance.status,
+        "reason": instance.reason,
         "changed_pixels": instance.changed_pixels,
         "confidence": instance.confidence,
     }

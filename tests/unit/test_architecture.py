@@ -27,12 +27,14 @@ def test_imports_go_from_jobs_to_pipeline_to_model_and_never_back(path):
             assert ROOMS.index(imported) <= room, f"{path.name} imports {name}"
 
 
-def test_only_the_flow_knows_ray():
+def test_only_the_flow_and_the_training_job_know_ray():
     knowing = {path.name for path in FILES if any(name.split(".")[0] == "ray" for name, _ in _imports(path))}
-    assert knowing == {"flow.py"}
+    assert knowing == {"flow.py", "train.py"}
 
 
-@pytest.mark.parametrize("name", ["stages", "patches", "proposals", "records", "formats/cityscapes", "formats/coco"])
+@pytest.mark.parametrize(
+    "name", ["stages", "guard", "patches", "proposals", "records", "formats/cityscapes", "formats/coco"]
+)
 def test_torch_stays_out_of_the_processes_that_only_cut_and_paste(name):
     path = ROOT / "pipeline" / f"{name}.py"
     assert not any(module.split(".")[0] in ("torch", "model") for module, top in _imports(path) if top)

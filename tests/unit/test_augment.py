@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from model.augment import augment, distort, flip, invert, turn, vary
+from model.augment import WOBBLE_PX, Augmentation, augment, distort, flip, invert, middle, perturb, turn, vary, warp
 from tests.conftest import random_patches
 
 
@@ -41,9 +41,42 @@ def test_changes_of_the_image_leave_the_masks_alone(patches, change):
     assert sum(not np.array_equal(new, old) for new, old in zip(changed, patches)) > 40
 
 
+def test_a_perturbed_contour_moves_by_a_few_pixels_and_nothing_else_changes():
+    patches = np.zeros((40, 64, 64, 5), np.uint8)
+    patches[:, :, 32:, 3:] = 1
+    changed = perturb(patches, 0.5, np.random.default_rng(0))
+    assert np.array_equal(changed[..., [0, 1, 2, 4]], patches[..., [0, 1, 2, 4]])
+    moved = [np.abs(row.sum(axis=1).astype(int) - 32).max() for row in changed[..., 3]]
+    assert max(moved) <= 2 * WOBBLE_PX
+    assert 10 < sum(distance > 0 for distance in moved) < 30
+
+
+def test_a_warp_moves_image_and_masks_together():
+    patches = np.zeros((20, 96, 96, 5), np.uint8)
+    patches[:, 20:60, 30:80] = (200, 200, 200, 1, 1)
+    warped = warp(patches, 64, 30, 1.3, np.random.default_rng(0))
+    assert warped.shape == (20, 64, 64, 5)
+    assert np.array_equal(warped[..., 3], warped[..., 4])
+    assert ((warped[..., 0] > 100) == warped[..., 4].astype(bool)).mean() > 0.99
+    assert len({patch[..., 4].tobytes() for patch in warped}) == 20
+
+
+def test_without_rotation_the_middle_of_a_padded_patch_is_shown(patches):
+    kept = augment(patches, 32, Augmentation(flip=False, distort=False), np.random.default_rng(0))
+    assert np.array_equal(kept, patches[:, 16:48, 16:48])
+    assert np.array_equal(middle(patches, 32), kept)
+
+
+@pytest.mark.parametrize("setting", [{"perturb": 1.5}, {"rescale": 0.5}])
+def test_settings_without_meaning_are_refused(setting):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} is"):
+        Augmentation(**setting)
+
+
 def test_the_same_generator_gives_the_same_patches_and_the_input_stays(patches):
+    everything = Augmentation(turn=True, rotate=20, rescale=1.2, invert=True, vary=True, perturb=0.5)
     before = patches.copy()
-    first, second = (augment(patches, np.random.default_rng(2)) for _ in range(2))
+    first, second = (augment(patches, 64, everything, np.random.default_rng(2)) for _ in range(2))
     assert np.array_equal(first, second)
     assert np.array_equal(patches, before)
     assert first.dtype == np.uint8

@@ -102,3 +102,75 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content, name):
 def test_a_missing_checkpoint_lists_the_bundled_ones():
     with pytest.raises(FileNotFoundError, match="no_such_net: no such checkpoint file, nor bundled weights"):
         checkpoint.load("no_such_net")
+
+
+def _imagenet_state(state):
+    """What a published ImageNet file of HRNet holds: the backbone without mask stem, beside a classifier."""
+    backbone = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    plain = {key: value for key, value in backbone.items() if key != "conv_mask.weight"}
+    heads = ("incre_modules.0.0.conv1", "downsamp_modules.0.0", "final_layer.0", "classifier")
+    return plain | {f"{head}.weight": torch.zeros(3) for head in heads}
+
+
+def _without_counters(state):
+    return {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def _under_backbone(state):
+    return {f"backbone.{key}": value for key, value in state.items()} | {"head.fc.weight": torch.zeros(1)}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda s: s,
+        lambda s: {"state_dict": s},
+        lambda s: {"meta": {}, "state_dict": _under_backbone(s)},
+        lambda s: {f"module.{key}": value for key, value in s.items()},
+        _without_counters,
+    ],
+    ids=["plain", "state_dict", "backbone.", "module.", "without counters"],
+)
+def test_a_pretrained_backbone_loads_and_leaves_mask_stem_and_head(tmp_path, state, form):
+    network = seeded_network(seed=1)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    path = tmp_path / "hrnetv2_w18_small.pth"
+    torch.save(form(_imagenet_state(state)), path)
+    assert checkpoint.load_backbone(str(path), network) is network
+    for key, value in network.state_dict().items():
+        own = key.startswith("decode_head.") or key == "backbone.conv_mask.weight"
+        assert torch.equal(value, (before if own else state)[key]), key
+
+
+def test_the_backbone_of_a_refinement_checkpoint_brings_its_mask_stem(tmp_path, state):
+    path = tmp_path / "w.pth"
+    torch.save({"state_dict": state}, path)
+    network = checkpoint.load_backbone("elsewhere/w.pth", seeded_network(seed=1), path.read_bytes())
+    assert torch.equal(network.backbone.conv_mask.weight, state["backbone.conv_mask.weight"])
+    assert not torch.equal(network.decode_head.conv_seg.weight, state["decode_head.conv_seg.weight"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("bn1.bias"), r"w\.pth: missing key 'bn1.bias' of hrnet18s_128"),
+        (lambda s: s.update({"fc.weight": torch.zeros(1)}), r"w\.pth: unexpected key 'fc.weight' for hrnet18s_128"),
+        (
+            lambda s: s.update({"transition1.0.0.weight": torch.zeros(48, 256, 3, 3)}),
+            r"w\.pth: key 'transition1.0.0.weight' has shape \(48, 256, 3, 3\), hrnet18s_128 expects \(18, ",
+        ),
+        (lambda s: s.clear() or s.update({"features.0": torch.zeros(1)}), r"w\.pth: missing key 'conv1.weight'"),
+    ],
+)
+def test_another_backbone_names_the_first_wrong_key_and_changes_nothing(tmp_path, state, change, message):
+    network = seeded_network(seed=1)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    path = _saved(tmp_path, _imagenet_state(state), change)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load_backbone(path, network)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def test_a_missing_backbone_is_a_missing_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.pth: no such checkpoint file"):
+        checkpoint.load_backbone(str(tmp_path / "none.pth"), seeded_network())

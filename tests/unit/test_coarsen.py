@@ -5,6 +5,10 @@ from model.coarsen import KINDS, coarsen
 from tests.conftest import blob
 
 
+def _iou(a, b):
+    return (a & b).sum() / (a | b).sum()
+
+
 @pytest.fixture
 def precise():
     return blob(300, 400, np.random.default_rng(5))
@@ -12,14 +16,44 @@ def precise():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_failure_changes_the_boundary_but_not_the_object(precise, kind):
-    rng = np.random.default_rng(1)
-    for _ in range(5):
-        coarse = KINDS[kind](precise, rng)
-        iou = (coarse & precise).sum() / (coarse | precise).sum()
+    ious = []
+    for seed in range(5):
+        coarse = coarsen(precise, np.random.default_rng(seed), kind)
+        ious.append(_iou(coarse, precise))
         assert coarse.dtype == np.uint8
         assert coarse.shape == precise.shape
         assert set(np.unique(coarse)) == {0, 1}
-        assert 0.6 < iou < 1.0
+    assert 0.6 < min(ious) < 1.0
+
+
+@pytest.mark.parametrize("kind", ["mask_head", "polygon", "grow", "wobble", "smooth", "shift"])
+def test_less_strength_does_less_damage(precise, kind):
+    weak, full = (
+        np.mean([_iou(KINDS[kind](precise, np.random.default_rng(seed), strength), precise) for seed in range(8)])
+        for strength in (0.2, 1.0)
+    )
+    assert weak > full
+
+
+def test_the_mixture_leaves_some_masks_as_they_are(precise):
+    masks = [coarsen(precise, np.random.default_rng(seed)) for seed in range(60)]
+    untouched = sum(np.array_equal(mask, precise) for mask in masks)
+    assert 1 <= untouched <= 15
+
+
+def test_holes_survive_a_polygon():
+    ring = np.zeros((200, 200), np.uint8)
+    ring[40:160, 40:160] = 1
+    ring[80:120, 80:120] = 0
+    coarse = coarsen(ring, np.random.default_rng(0), "polygon")
+    assert not coarse[90:110, 90:110].any()
+    assert coarse[50:70, 50:150].all()
+
+
+def test_a_swimming_contour_stays_smooth(precise):
+    coarse = coarsen(precise, np.random.default_rng(0), "wobble")
+    perimeter = [int((mask[:, 1:] != mask[:, :-1]).sum() + (mask[1:] != mask[:-1]).sum()) for mask in (precise, coarse)]
+    assert perimeter[1] < 1.3 * perimeter[0]
 
 
 def test_the_same_seed_gives_the_same_mask(precise):
@@ -32,5 +66,6 @@ def test_the_same_seed_gives_the_same_mask(precise):
 def test_tiny_objects_never_vanish(side):
     mask = np.zeros((50, 60), np.uint8)
     mask[10 : 10 + side, 20 : 20 + side] = 1
-    for seed in range(30):
-        assert coarsen(mask, np.random.default_rng(seed)).any()
+    for kind in ("mixed", *KINDS):
+        for seed in range(10):
+            assert coarsen(mask, np.random.default_rng(seed), kind).any()

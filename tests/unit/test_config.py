@@ -1,6 +1,7 @@
 import pytest
 
-from pipeline.config import parse
+from pipeline.config import RefineConfig, parse
+from pipeline.guard import GuardConfig
 from pipeline.records import InputError
 
 NEEDED = ["--predictions", "p", "--images", "i", "--output", "o"]
@@ -9,7 +10,7 @@ NEEDED = ["--predictions", "p", "--images", "i", "--output", "o"]
 def test_flags_override_the_yaml_file(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("predictions: a\nimages: b\noutput: c\nnms_threshold: 0.3\nlocal: true\nlimit: null\n")
-    config = parse([str(path), "--nms-threshold", "0.4", "--output", "d"])
+    config = parse(RefineConfig, [str(path), "--nms-threshold", "0.4", "--output", "d"])
     assert (config.predictions, config.images, config.output) == ("a", "b", "d")
     assert config.nms_threshold == 0.4
     assert config.local
@@ -24,7 +25,7 @@ def test_a_wrong_yaml_file_is_named(tmp_path, text, message):
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=rf"run\.yaml: .*{message}|run\.yaml: {message}"):
-        parse([str(path), *NEEDED])
+        parse(RefineConfig, [str(path), *NEEDED])
 
 
 @pytest.mark.parametrize(
@@ -33,18 +34,32 @@ def test_a_wrong_yaml_file_is_named(tmp_path, text, message):
         (["--limit", "0"], "limit is 0: expected at least 1"),
         (["--nms-threshold", "2"], "nms_threshold is 2.0: expected a number between 0 and 1"),
         (["--padding", "-1"], "padding is -1: expected at least 0"),
+        (["--guard.min-iou", "2"], "guard.min_iou is 2.0: expected a number from 0 to 1"),
+        (["--guard.max-area-ratio", "0.5"], "guard.max_area_ratio is 0.5: expected at least 1"),
     ],
 )
 def test_a_setting_out_of_range_is_named(flags, message, capsys):
     with pytest.raises(SystemExit):
-        parse([*NEEDED, *flags])
+        parse(RefineConfig, [*NEEDED, *flags])
     shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert message in shown
 
 
+def test_the_guard_is_a_group_of_settings_in_flags_and_yaml(tmp_path):
+    assert parse(RefineConfig, NEEDED).guard == GuardConfig()
+    flags = ["--guard.no-enabled", "--guard.min-iou", "0.6"]
+    assert parse(RefineConfig, [*NEEDED, *flags]).guard == GuardConfig(enabled=False, min_iou=0.6)
+    path = tmp_path / "run.yaml"
+    path.write_text("guard:\n  enabled: false\n  min_iou: 0.6\n")
+    assert parse(RefineConfig, [str(path), *NEEDED]).guard == GuardConfig(enabled=False, min_iou=0.6)
+    path.write_text("guard: {min_area_ration: 1}\n")
+    with pytest.raises(InputError, match=r"run\.yaml: unknown setting 'guard\.min_area_ration'"):
+        parse(RefineConfig, [str(path), *NEEDED])
+
+
 def test_help_describes_every_setting(capsys):
     with pytest.raises(SystemExit) as left:
-        parse(["--help"])
+        parse(RefineConfig, ["--help"])
     assert left.value.code == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "The coarse masks: a Cityscapes folder, a COCO results json, or Parquet" in shown

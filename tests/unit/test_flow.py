@@ -7,6 +7,7 @@ import pytest
 from model.checkpoint import CheckpointError
 from pipeline import flow
 from pipeline.config import RefineConfig
+from pipeline.guard import GuardConfig
 from pipeline.records import InputError
 from tests.dumps import make_dump, tree
 
@@ -92,6 +93,32 @@ def test_other_settings_on_the_same_output_are_refused_by_name(tmp_path, checkpo
     _run(dump.config("coco", tmp_path / "out", checkpoint_path, local=True))
     with pytest.raises(InputError, match=r"made with nms_threshold = 0\.25, not 0\.5"):
         _run(dump.config("coco", tmp_path / "out", checkpoint_path, local=True, nms_threshold=0.5))
+
+
+def test_another_threshold_of_the_guard_is_another_run_unless_it_is_off(tmp_path, checkpoint_path):
+    dump = make_dump(tmp_path / "dump", frames=1)
+
+    def again(output, **settings):
+        _run(dump.config("coco", tmp_path / output, checkpoint_path, local=True, **settings))
+
+    again("on", guard=GuardConfig())
+    with pytest.raises(InputError, match=r"made with guard\.min_iou = 0\.3, not 0\.4"):
+        again("on", guard=GuardConfig(min_iou=0.4))
+    with pytest.raises(InputError, match=r"made with guard\.enabled = True, not False"):
+        again("on", guard=GuardConfig(enabled=False))
+    again("off", guard=GuardConfig(enabled=False))
+    again("off", guard=GuardConfig(enabled=False, min_iou=0.4))
+
+
+def test_parity_switches_the_guard_off(tmp_path, checkpoint_path):
+    dump = make_dump(tmp_path / "dump", frames=1)
+    strict = GuardConfig(min_confidence=1.0)
+    guarded = _run(dump.config("parquet", tmp_path / "guarded", checkpoint_path, local=True, guard=strict))
+    assert guarded.reasons
+    assert guarded.refined == 0
+    parity = _run(dump.config("parquet", tmp_path / "parity", checkpoint_path, local=True, guard=strict, parity=True))
+    assert parity.reasons == {}
+    assert parity.refined == parity.instances == 3
 
 
 def test_frames_with_faults_are_set_aside_each_with_its_reason_and_tried_again_when_mended(tmp_path, checkpoint_path):

@@ -6,6 +6,7 @@ import uuid
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 from pipeline import storage
 from pipeline.formats import coco, json_list, parts
@@ -65,6 +66,8 @@ def root(request, tmp_path):
     return str(tmp_path) if request.param == "local" else f"memory://{uuid.uuid4().hex}"
 
 
+VERDICT = {"status": "kept", "reason": "", "changed_pixels": 0, "confidence": 1.0}
+
 INTERLEAVED = [entry(image_id, seed) for seed, image_id in enumerate([7, 3, 7, 11, 3, 7, 2**40, 11])]
 
 
@@ -82,7 +85,8 @@ def test_interleaved_entries_come_back_in_the_order_of_the_input(root, monkeypat
     convert(reader_of(root, INTERLEAVED), CocoWriter(f"{root}/out"))
     found = refined(root)
     for seed, (old, new) in enumerate(zip(INTERLEAVED, found, strict=True)):
-        assert list(new) == ["image_id", "category_id", "segmentation", "bbox", "area", "score"]
+        assert list(new) == ["image_id", "category_id", "segmentation", "bbox", "area", "score", *VERDICT]
+        assert {key: new[key] for key in VERDICT} == VERDICT
         assert (new["image_id"], new["category_id"], new["score"]) == (old["image_id"], 26, old["score"])
         assert new["segmentation"] == rle_of(blob(seed))
         assert new["bbox"] == coco_mask.toBbox(new["segmentation"]).tolist()
@@ -104,6 +108,33 @@ def test_other_keys_are_kept_and_a_missing_score_stays_missing(tmp_path):
     assert {key: first[key] for key in other if key != "bbox"} == {k: v for k, v in other.items() if k != "bbox"}
     assert first["bbox"] != other["bbox"]
     assert "score" not in second
+
+
+def test_what_became_of_an_instance_is_written_and_read_again(tmp_path):
+    reader, writer = (
+        reader_of(tmp_path, [entry(1, 0), entry(1, 1, status=5, confidence="high")]),
+        CocoWriter(str(tmp_path / "out")),
+    )
+    (frame,) = read_frames(reader)
+    verdict = {"status": "rejected", "reason": "iou", "changed_pixels": 12, "confidence": 0.1234567}
+    for key, value in verdict.items():
+        setattr(frame.instances[0], key, value)
+    writer.finish(reader.list_frames(), {"1": writer.commit([frame])})
+    written = refined(tmp_path)
+    assert {key: written[0][key] for key in VERDICT} == verdict | {"confidence": 0.1235}
+    assert {key: written[1][key] for key in VERDICT} == VERDICT
+    (again,) = read_frames(CocoReader(f"{tmp_path}/out/refined.json", "images", image_pattern=PATTERN))
+    assert {key: getattr(again.instances[0], key) for key in VERDICT} == verdict | {"confidence": 0.1235}
+    assert not {*VERDICT} & {*again.instances[0].extra}
+
+
+def test_pycocotools_loads_what_was_written(tmp_path):
+    convert(reader_of(tmp_path, INTERLEAVED), CocoWriter(f"{tmp_path}/out"))
+    truth = COCO()
+    truth.dataset = {"images": [{"id": image_id} for image_id in (7, 3, 11, 2**40)], "categories": [{"id": 26}]}
+    truth.createIndex()
+    loaded = truth.loadRes(f"{tmp_path}/out/refined.json").anns
+    assert [loaded[number + 1]["segmentation"] for number in range(8)] == [rle_of(blob(seed)) for seed in range(8)]
 
 
 def test_text_ids_stay_text_in_any_alphabet(tmp_path):

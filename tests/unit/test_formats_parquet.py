@@ -92,6 +92,7 @@ def test_files_have_the_schema_and_a_bounded_number_of_frames(tmp_path, monkeypa
             "bbox": read_frames(reader)[1].instances[0].bbox,
             "area": blob(0).sum(),
             "status": "kept",
+            "reason": "",
             "changed_pixels": 0,
             "confidence": 1.0,
         }
@@ -132,12 +133,13 @@ def test_a_repeated_commit_writes_the_same_part(tmp_path):
 
 def test_optional_fields_are_read_where_they_are_and_other_columns_passed_over(tmp_path):
     rich = row("a")
-    rich["instances"][0] |= {"score": 0.25, "status": "refined", "changed_pixels": 3, "confidence": 0.5, "mood": "fine"}
+    rich["instances"][0] |= {"score": 0.25, "status": "refined", "reason": "far_pieces", "changed_pixels": 3}
+    rich["instances"][0] |= {"confidence": 0.5, "mood": "fine"}
     plain = row("b", more=[1, 2])
     read = [read_frames(reader_of_rows(tmp_path, [each]))[0].instances[0] for each in (rich, plain)]
-    assert [(i.score, i.status, i.changed_pixels, i.confidence) for i in read] == [
-        (0.25, "refined", 3, 0.5),
-        (1, "kept", 0, 1),
+    assert [(i.score, i.status, i.reason, i.changed_pixels, i.confidence) for i in read] == [
+        (0.25, "refined", "far_pieces", 3, 0.5),
+        (1, "kept", "", 0, 1),
     ]
 
 

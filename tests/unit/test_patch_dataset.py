@@ -1,66 +1,112 @@
-import json
-
-import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from pycocotools import mask as rle
 
-from pipeline.patch_dataset import load_annotations, stream, training_patches
+from model.augment import Augmentation
+from pipeline import patch_dataset
+from pipeline.patch_dataset import PatchBatches, PatchDataset, pack, unpack, write_shards
 from pipeline.records import InputError
-from tests.conftest import blob
+from tests.conftest import random_patches
+
+PLAIN = Augmentation(flip=False, distort=False)
+
+
+def _patches(count, seed=0, side=32):
+    return np.concatenate([random_patches(count, side, seed), random_patches(count, side, seed + 1)[..., 3:]], axis=-1)
+
+
+def _keys(count, split="train"):
+    key = {"frame_id": "f", "instance_id": "i", "category_id": 1, "box": [0, 0, 1, 1], "iou": 0.9, "visit": 0}
+    return [key | {"origin": "prediction", "split": split} for _ in range(count)]
 
 
 @pytest.fixture
-def annotations(tmp_path):
-    rng = np.random.default_rng(0)
-    entries, images = [], []
-    for i in range(2):
-        cv2.imwrite(str(tmp_path / f"{i}.png"), rng.integers(0, 256, (160, 180, 3), dtype=np.uint8))
-        encoded = rle.encode(np.asfortranarray(blob(160, 180, rng)))
-        segmentation = {"size": encoded["size"], "counts": encoded["counts"].decode()}
-        entries.append({"image_id": i, "category_id": 1, "segmentation": segmentation, "iscrowd": 0})
-        images.append({"id": i, "file_name": f"{i}.png"})
-    entries.append({**entries[0], "iscrowd": 1})
-    path = tmp_path / "truth.json"
-    categories = [{"id": 1, "name": "thing"}]
-    path.write_text(json.dumps({"images": images, "annotations": entries, "categories": categories}))
-    return path
+def dataset(tmp_path):
+    """200 patches in 10 shards, whose first image pixel numbers them."""
+    patches = _patches(200)
+    patches[:, 0, 0, 0] = np.arange(200)
+    for i in range(10):
+        part = slice(20 * i, 20 * i + 20)
+        write_shards(str(tmp_path / "data"), {"train": pack(patches[part], _keys(20))}, f"{i:02d}")
+    return PatchDataset([str(tmp_path / "data")], "train"), patches
 
 
-def test_crowds_are_left_out(annotations, tmp_path):
-    assert [p.image_path for p in load_annotations(str(annotations), str(tmp_path))] == [
-        str(tmp_path / "0.png"),
-        str(tmp_path / "1.png"),
-    ]
+def test_patches_come_back_as_they_were_written():
+    patches = _patches(5)
+    assert np.array_equal(unpack(pack(patches, _keys(5))), patches)
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"images": [], "annotations": []}', '{"images": 3}'])
-def test_a_file_that_is_no_ground_truth_is_named(tmp_path, content):
-    (tmp_path / "truth.json").write_text(content)
-    with pytest.raises(InputError, match=r"truth\.json: "):
-        load_annotations(str(tmp_path / "truth.json"), str(tmp_path))
+def test_a_split_is_read_in_order_and_shared_between_processes(dataset):
+    data, patches = dataset
+    assert (data.rows, data.side_px) == (200, 32)
+    assert np.array_equal(np.concatenate(list(data.iterate(64))), patches)
+    shares = [np.concatenate(list(data.iterate(64, rank, 3)))[:, 0, 0, 0] for rank in range(3)]
+    assert sorted(np.concatenate(shares)) == list(range(200))
+    assert len(np.concatenate(list(data.iterate(8, limit=30)))) == 30
 
 
-def test_patches_show_image_coarse_mask_and_target_of_one_place():
-    rng = np.random.default_rng(1)
-    image = rng.integers(0, 256, (150, 150, 3), dtype=np.uint8)
-    target = blob(150, 150, rng)
-    coarse = np.roll(target, 3, axis=1)
-    patches = training_patches(image, coarse, target, 0.25)
-    assert len(patches) > 3
-    whole = np.concatenate([image, coarse[..., None], target[..., None]], axis=-1)
-    windows = np.lib.stride_tricks.sliding_window_view(whole, (64, 64, 5))[:, :, 0]
-    for patch in patches:
-        assert (windows == patch).all(axis=(2, 3, 4)).sum() == 1
+def test_an_epoch_shows_every_patch_once_and_each_epoch_in_another_order(dataset, monkeypatch):
+    monkeypatch.setattr(patch_dataset, "WINDOW_ROWS", 60)
+    batches = PatchBatches(dataset[0], 8, 0, PLAIN, 32)
+    assert len(batches) == 25
+    epochs = [[n for step in range(25) for n in batches[25 * epoch + step][:, 0, 0, 0]] for epoch in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(200))
+    assert epochs[0] != epochs[1]
 
 
-def test_batches_depend_on_the_seed_alone(annotations, tmp_path):
-    sources = load_annotations(str(annotations), str(tmp_path))
+def test_any_step_can_be_asked_for_out_of_order(dataset):
+    first, second = (PatchBatches(dataset[0], 8, 3, Augmentation(), 24) for _ in range(2))
+    in_order = [first[step] for step in range(40)]
+    for step in (39, 7, 30):
+        assert np.array_equal(second[step], in_order[step])
+    assert in_order[0].shape == (8, 24, 24, 5)
 
-    def batches(seed, **settings):
-        return next(stream(sources, 8, seed, buffer=20, **settings))
 
-    assert np.array_equal(batches(1), batches(1))
-    assert not np.array_equal(batches(1), batches(2))
-    assert batches(1).shape == (8, 64, 64, 5)
-    assert batches(1, side_px=32).shape == (8, 32, 32, 5)
+def test_processes_see_different_patches(dataset):
+    shares = [PatchBatches(dataset[0], 8, 0, PLAIN, 32, rank, 2) for rank in range(2)]
+    assert shares[0].steps_per_epoch == shares[1].steps_per_epoch == 12
+    seen = [{n for step in range(12) for n in share[step][:, 0, 0, 0]} for share in shares]
+    assert not seen[0] & seen[1]
+
+
+def test_a_world_that_the_data_cannot_feed_is_refused(dataset):
+    with pytest.raises(InputError, match="200 patches in 10 shards cannot feed 11 processes"):
+        PatchBatches(dataset[0], 8, 0, PLAIN, 32, 0, 11)
+    with pytest.raises(InputError, match="patches of 32 px, expected at least 64"):
+        PatchBatches(dataset[0], 8, 0, PLAIN, 64)
+
+
+def test_an_empty_folder_and_a_missing_split_are_refused(dataset, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no train patch"):
+        PatchDataset([str(tmp_path / "empty")], "train")
+    with pytest.raises(InputError, match="no val patch"):
+        PatchDataset(dataset[0].urls, "val")
+    with pytest.raises(InputError, match="expected a folder"):
+        PatchDataset([str(tmp_path / "nowhere")], "train")
+
+
+@pytest.mark.parametrize("content", [b"rubbish", None])
+def test_a_shard_of_another_form_is_named(tmp_path, content):
+    shard = tmp_path / "train" / "a-000.parquet"
+    shard.parent.mkdir()
+    if content is None:
+        pq.write_table(pa.table({"image": [b""]}), shard)
+    else:
+        shard.write_bytes(content)
+    with pytest.raises(InputError, match=r"a-000\.parquet: "):
+        PatchDataset([str(tmp_path)], "train")
+
+
+def test_patches_of_different_sides_are_refused(dataset, tmp_path):
+    write_shards(str(tmp_path / "other"), {"train": pack(_patches(4, side=64), _keys(4))}, "x")
+    with pytest.raises(InputError, match="different sides"):
+        PatchDataset([*dataset[0].urls, str(tmp_path / "other")], "train")
+
+
+def test_shards_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(patch_dataset, "SHARD_ROWS", 6)
+    write_shards(str(tmp_path), {"val": pack(_patches(14), _keys(14, "val"))}, "x")
+    sizes = [pq.read_metadata(path).num_rows for path in sorted((tmp_path / "val").iterdir())]
+    assert sizes == [6, 6, 2]

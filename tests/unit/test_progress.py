@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from pipeline import progress
@@ -40,6 +42,16 @@ def test_the_summary_counts_frames_instances_patches_and_seconds_per_stage(monke
     assert "extract 1.5  refine 3.0" in text
     assert "set aside    b: b.png: broken" in text
     assert "out/_ledger/quarantine.csv" in text
+
+
+def test_the_summary_says_how_many_instances_were_kept_and_rejected_and_why(monkeypatch):
+    shown, _ = _progress(monkeypatch, [0.0, 10.0], total=2)
+    first, second = {"too_small": 1, "iou": 1, "far_pieces": 2}, {"iou": 1, "uncertain": 3, "no_boundary": 1}
+    shown.update([replace(_receipt(name), reasons=reasons) for name, reasons in (("a", first), ("b", second))])
+    summary = shown.summary("out", {}, 11.0)
+    assert summary.reasons == {"too_small": 1, "iou": 2, "far_pieces": 2, "uncertain": 3, "no_boundary": 1}
+    expected = "6, 4 refined (2 far_pieces), 2 kept (1 no_boundary, 1 too_small), 5 rejected (3 uncertain, 2 iou)"
+    assert f"instances    {expected}" in str(summary)
 
 
 def test_a_single_block_has_no_rate(monkeypatch):

@@ -5,8 +5,11 @@ import torch
 
 from model import Refiner
 from model.refiner import MEAN_RGB, STD_RGB, network_input, resize_fixed_point, resize_uint8
+from pipeline.guard import GuardConfig
 from pipeline.metrics.boundary import iou
 from tests.conftest import blob, golden_cases, random_patches, seeded_network
+
+NO_GUARD = GuardConfig(enabled=False)
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +65,12 @@ def test_masks_keep_shape_and_dtype_through_the_library(refiner):
     image = random_patches(1, 120)[0, ..., :3]
     mask = np.zeros((120, 120), np.uint8)
     mask[30:90, 40:80] = 1
-    stack = refiner.refine(image, np.stack([mask, 0 * mask]))
+    stack = refiner.refine(image, np.stack([mask, 0 * mask]), guard=NO_GUARD)
     assert stack.shape == (2, 120, 120)
     assert stack.dtype == np.uint8
     assert not stack[1].any()
     assert (stack[0] != mask).any()
-    assert np.array_equal(refiner.refine(image, mask.astype(bool)), stack[0].astype(bool))
+    assert np.array_equal(refiner.refine(image, mask.astype(bool), guard=NO_GUARD), stack[0].astype(bool))
 
 
 def test_the_bundled_weights_move_a_coarse_contour_to_a_clear_edge():
@@ -85,8 +88,15 @@ def test_the_bundled_weights_move_a_coarse_contour_to_a_clear_edge():
 def test_frames_of_any_size_are_refined(refiner, height, width):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    refined = refiner.refine(image, np.ones((height, width), bool))
+    refined = refiner.refine(image, np.ones((height, width), bool), guard=NO_GUARD)
     assert refined.shape == (height, width)
+
+
+def test_the_library_keeps_masks_of_which_the_network_is_not_sure(refiner):
+    image = random_patches(1, 120)[0, ..., :3]
+    mask = np.zeros((120, 120), np.uint8)
+    mask[30:90, 40:80] = 1
+    assert np.array_equal(refiner.refine(image, mask, guard=GuardConfig(min_confidence=1.0)), mask)
 
 
 def test_wrong_shapes_are_named(refiner):

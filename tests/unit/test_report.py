@@ -12,17 +12,9 @@ import numpy as np
 import pytest
 
 from pipeline.records import Instance, cut_to_box
-from pipeline.report import (
-    CROPS_PER_FRAME,
-    ReportFrame,
-    ReportInstance,
-    changed_pixels,
-    choose_windows,
-    contour_lines,
-    trace,
-    write_picture,
-    write_report,
-)
+from pipeline.report import ReportFrame, ReportInstance, write_picture, write_report
+from pipeline.report.contours import choose_windows, contour_lines, trace
+from pipeline.report.frames import CROPS_PER_FRAME, changed_pixels
 
 
 def instance(mask: np.ndarray) -> Instance:

@@ -3,12 +3,14 @@ import numpy as np
 import pytest
 
 from model import Refiner
+from pipeline.guard import GuardConfig
 from pipeline.patches import crop, paste
 from pipeline.records import Frame, FrameRef, Instance, cut_to_box
 from pipeline.stages import Cutting, Work, assemble, commit, cut, decode_image, extract, refine
 from tests.conftest import golden_cases, random_patches, seeded_network
 
 CUTTING = Cutting(nms_threshold=0.25)
+GUARD, NO_GUARD = GuardConfig(), GuardConfig(enabled=False)
 
 
 class _Reader:
@@ -40,7 +42,7 @@ def test_an_image_is_decoded_to_rgb(tmp_path, image):
 
 
 def test_extraction_cuts_the_patches_of_all_instances_of_a_frame(tmp_path, image):
-    work, patches = extract(FrameRef("x", "x.png"), _Reader(), str(tmp_path), CUTTING)
+    work, patches = extract(FrameRef("x", "x.png"), _Reader(), str(tmp_path), CUTTING, GUARD)
     assert work.error == ""
     assert [len(boxes) for boxes in work.boxes] == [len(patches), 0]
     x1, y1, x2, y2 = work.boxes[0][0]
@@ -56,7 +58,7 @@ def test_extraction_cuts_the_patches_of_all_instances_of_a_frame(tmp_path, image
     ],
 )
 def test_whatever_is_wrong_with_a_frame_becomes_its_error(tmp_path, image, ref, reader, message):
-    work, patches = extract(ref, reader, str(tmp_path), CUTTING)
+    work, patches = extract(ref, reader, str(tmp_path), CUTTING, GUARD)
     assert message in work.error
     assert work.frame is None
     assert len(patches) == 0
@@ -79,14 +81,14 @@ def test_padding_is_cut_off_the_probabilities():
 
 
 def test_assembly_replaces_the_mask_and_says_what_changed(tmp_path, image):
-    work, patches = extract(FrameRef("x", "x.png"), _Reader(), str(tmp_path), CUTTING)
+    work, patches = extract(FrameRef("x", "x.png"), _Reader(), str(tmp_path), CUTTING, GUARD)
     (coarse, origin), empty = (work.frame.instances[0].mask, work.frame.instances[0].origin), work.frame.instances[1]
     certain = np.zeros(patches.shape[:3], np.uint16)
     certain[:] = patches[..., 3] * np.uint16(65535)
     dented = [box.tolist() for box in work.boxes[0]]
     for (x1, y1, _, _), probability in zip(dented, certain):
         probability[max(0, 10 - y1) : max(0, 14 - y1), max(0, 20 - x1) : max(0, 70 - x1)] = 0
-    assemble(work, certain)
+    assemble(work, certain, GUARD)
     refined = work.frame.instances[0]
     assert refined.status == "refined"
     assert refined.changed_pixels == 4 * 50
@@ -95,8 +97,44 @@ def test_assembly_replaces_the_mask_and_says_what_changed(tmp_path, image):
     assert refined.confidence == 1.0
     assert coarse.shape == (50, 50)
     assert origin == (20, 10)
-    assert empty.status == "kept"
+    assert refined.reason == ""
+    assert (empty.status, empty.reason) == ("kept", "no_boundary")
     assert empty.bbox == [0, 0, 0, 0]
+
+
+def test_a_rejected_mask_stays_as_it_was_and_its_receipt_says_why(tmp_path, image):
+    work, patches = extract(FrameRef("x", "x.png"), _Reader(), str(tmp_path), CUTTING, GUARD)
+    doubtful = work.frame.instances[0]
+    coarse, origin = doubtful.mask.copy(), doubtful.origin
+    probabilities = patches[..., 3] * np.uint16(65535)
+    for (_, y1, _, _), part in zip(work.boxes[0], probabilities):
+        top = max(0, 14 - y1)
+        part[:top] = np.minimum(part[:top], 30000)
+    assemble(work, probabilities, GUARD)
+    assert (doubtful.status, doubtful.reason, doubtful.changed_pixels) == ("rejected", "uncertain", 0)
+    assert np.array_equal(doubtful.mask, coarse)
+    assert doubtful.origin == origin
+    assert 0 < doubtful.confidence < 1
+
+    class Writer:
+        def commit(self, frames):
+            return "part"
+
+    (receipt,) = commit([work], Writer())
+    assert (receipt.instances, receipt.refined, receipt.reasons) == (2, 0, {"uncertain": 1, "no_boundary": 1})
+
+
+def test_small_objects_are_kept_and_cost_no_patch(image):
+    mask = np.zeros((100, 100), bool)
+    mask[10:40, 10:40] = True
+    small = Instance("0", 1, 1.0, *cut_to_box(mask), status="refined", reason="far_pieces", changed_pixels=3)
+    boxes, patches = cut(image, [small], CUTTING, GUARD)
+    assert [len(found) for found in boxes] == [0]
+    assert patches.shape == (0, 64, 64, 4)
+    work = Work("x", Frame("x", "x.png", 100, 100, [small]), boxes)
+    assemble(work, np.zeros((0, 64, 64), np.uint16), GUARD)
+    assert (small.status, small.reason, small.changed_pixels, small.area) == ("kept", "too_small", 0, 900)
+    assert len(cut(image, [small], CUTTING, NO_GUARD)[1]) > 0
 
 
 def test_frames_set_aside_write_nothing_but_get_a_receipt():
@@ -141,6 +179,6 @@ def test_parity_finds_the_references_boxes_through_the_stage(golden):
     case, expected = next(found for found in golden_cases(golden) if found[0]["name"] == "color_blob")
     image = decode_image(str(golden / "inputs" / "images" / case["image"]))
     mask = cv2.imread(str(golden / "inputs" / "masks" / case["mask"]), cv2.IMREAD_GRAYSCALE)
-    (boxes,), patches = cut(image, [Instance("0", 24, 1.0, *cut_to_box(mask))], Cutting(0.55, parity=True))
+    (boxes,), patches = cut(image, [Instance("0", 24, 1.0, *cut_to_box(mask))], Cutting(0.55, parity=True), NO_GUARD)
     assert np.array_equal(boxes, expected["stable_boxes_t055"])
     assert patches.shape == (len(boxes), 64, 64, 4)

@@ -1,0 +1,69 @@
+"""Grade weights on photographs with precise masks: `python jobs/grade.py --ground-truth G.json --images I`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+
+from model import Refiner
+from model.checkpoint import CheckpointError
+from pipeline import storage
+from pipeline.config import parse
+from pipeline.grading import grade, table
+from pipeline.guard import GuardConfig
+from pipeline.records import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradeConfig:
+    """Make coarse masks from ground truth in several kinds of failure, refine them, and score both."""
+
+    ground_truth: tuple[str, ...]
+    """COCO json files, or Cityscapes gtFine folders; any fsspec URL."""
+    images: str
+    """The folder of their images."""
+    checkpoint: str = "hrnet18s_128"
+    """Bundled weights by name, our .safetensors, or the reference's .pth."""
+    kinds: tuple[str, ...] = ("mask_head", "polygon", "grow", "wobble")
+    """Kinds of failure of model/coarsen.py, or `mixed`."""
+    nms_threshold: float = 0.25
+    iterations: int = 1
+    """Refine so many times, each time what the last has made."""
+    flip: bool = False
+    """Average the network's answers to each patch and its mirror image."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    every: int = 1
+    """Take only every so many-th image."""
+    seed: int = 0
+    output: str | None = None
+    """A json to write with the scores of every object."""
+
+
+def main() -> int:
+    try:
+        config = parse(GradeConfig, sys.argv[1:])
+        refiner = Refiner.from_checkpoint(config.checkpoint, flip=config.flip)
+
+        def refine(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
+            for _ in range(config.iterations):
+                masks = refiner.refine(image, masks, config.nms_threshold, config.guard)
+            return masks
+
+        grades = []
+        for path in config.ground_truth:
+            grades += grade(path, config.images, refine, config.kinds, config.seed, config.every)
+    except (InputError, CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(table(grades, "kind"))
+    print(table(grades, "category"))
+    if config.output:
+        storage.put(config.output, json.dumps([asdict(graded) for graded in grades]).encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

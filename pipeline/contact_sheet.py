@@ -1,0 +1,42 @@
+"""A picture of random training patches, so that a person sees what a network will be taught."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from pipeline import storage
+from pipeline.patch_dataset import PatchDataset
+from pipeline.records import InputError
+
+COLUMNS = 5
+CELL_PX = 128
+"""Side of each of the three views of a patch."""
+COARSE_COLOUR, TARGET_COLOUR = (60, 60, 255), (80, 220, 60)
+"""BGR."""
+
+
+def contact_sheet(data: str, output: str, split: str, count: int, seed: int) -> None:
+    """Write a PNG of `count` random patches, each as image, coarse contour and target contour side by side."""
+    if count < 1:
+        raise InputError(f"count is {count}: expected at least 1")
+    dataset = PatchDataset([data], split)
+    rows = np.random.default_rng(seed).permutation(dataset.rows)[:count]
+    views = [_views(patch) for patch in dataset.take(rows)]
+    blank = np.full_like(views[0], 255)
+    views += [blank] * (-len(views) % COLUMNS)
+    sheet = np.vstack([np.hstack(views[i : i + COLUMNS]) for i in range(0, len(views), COLUMNS)])
+    storage.put(output, cv2.imencode(".png", sheet)[1].tobytes())
+
+
+def _views(patch: np.ndarray) -> np.ndarray:
+    image = cv2.resize(np.ascontiguousarray(patch[..., 2::-1]), (CELL_PX, CELL_PX), interpolation=cv2.INTER_NEAREST)
+    views = [image]
+    for channel, colour in ((3, COARSE_COLOUR), (4, TARGET_COLOUR)):
+        mask = cv2.resize(
+            np.ascontiguousarray(patch[..., channel]), (CELL_PX, CELL_PX), interpolation=cv2.INTER_NEAREST
+        )
+        view = image.copy()
+        cv2.drawContours(view, cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0], -1, colour, 1)
+        views.append(view)
+    return np.pad(np.hstack(views), ((0, 4), (0, 8), (0, 0)), constant_values=255)

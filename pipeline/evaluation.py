@@ -1,0 +1,378 @@
+"""Coarse against refined over whole dumps: every measure of the field, from partial results of blocks that merge.
+
+ground truth + coarse + refined --list--> frames
+frames -> read masks, match, count (CPU tasks) -> tallies -> driver -> numbers
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+
+from pipeline import dump, storage
+from pipeline.config import Format
+from pipeline.flow import map_blocks
+from pipeline.formats import Reader, json_list
+from pipeline.ground_truth import GroundTruth, Listing, TrueFrame, TruthRef, image_key, open_ground_truth
+from pipeline.metrics import cityscapes_ap, matching
+from pipeline.metrics.boundary import CITYSCAPES_RATIO, COCO_RATIO
+from pipeline.metrics.boundary_f import TOLERANCE_SHARE, boundary_f_frame
+from pipeline.metrics.changes import changes
+from pipeline.metrics.matching import COCO, LVIS, Rules
+from pipeline.metrics.oracle import DISTANCES_PX, oracle
+from pipeline.metrics.overlap import areas, iou_matrix
+from pipeline.progress import Progress
+from pipeline.records import Frame, FrameRef, InputError, Instance
+from pipeline.stages import Receipt, decode_image
+
+COARSE, REFINED = "coarse", "refined"
+
+WORSE_BY = 0.005
+"""An instance counts as worse, or better, where its IoU with its truth changed by more."""
+
+SHIFT_EDGES = (-1.0, -0.1, -0.05, -0.02, -WORSE_BY, WORSE_BY, 0.02, 0.05, 0.1, 1.0)
+"""Bins of the change in IoU of single instances."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Compare coarse and refined masks: with ground truth in the field's measures, without it by what changed.
+
+    Settings may also come from a YAML file, named first: `jobs/evaluate.py val.yaml --limit 100`.
+    """
+
+    images: str
+    """The folder the images lie in; any fsspec URL."""
+    coarse: str | None = None
+    """Predictions before refinement: a Cityscapes folder, a COCO results json, or Parquet."""
+    refined: str | None = None
+    """Predictions after refinement, in any of these forms; instances in the order of the coarse ones."""
+    ground_truth: str | None = None
+    """COCO or LVIS json, or a Cityscapes gtFine folder."""
+    output: str | None = None
+    """A folder for report.html, evaluation.json and evaluation.txt."""
+    format: Format | Literal["auto"] = "auto"
+    """Form of the coarse predictions; `auto` tells it by what is there. That of the refined ones is always told so."""
+    image_list: str | None = None
+    """COCO predictions: a json whose `images` give each image_id its file_name; default the COCO ground truth."""
+    image_pattern: str | None = None
+    """COCO predictions: the file name as a pattern, instead of a list."""
+    tolerance_px: float | None = None
+    """Tolerance of the boundary F-score; default 3 px at 2048x1024, and the same share of other images' diagonal."""
+    oracle: bool = False
+    """Also tell the AP of the coarse dump if all pixels within 1, 2, 3 or any px of its boundaries were right."""
+    gallery: int = 24
+    """Instances in each gallery of the report; 0 for none."""
+    frames_per_block: int = 32
+    """Frames that are measured together."""
+    local: bool = False
+    """Run in this one process, without Ray."""
+    limit: int | None = None
+    """Only the first so many images."""
+
+    def __post_init__(self) -> None:
+        if self.coarse is None and self.refined is None:
+            raise InputError("coarse and refined are both missing: expected at least one dump of predictions")
+        if self.ground_truth is None and None in (self.coarse, self.refined):
+            raise InputError("ground_truth is missing: expected it, or both a coarse and a refined dump")
+        if self.oracle and None in (self.ground_truth, self.coarse):
+            raise InputError("oracle needs a ground truth and the coarse predictions")
+        for name, least in (("frames_per_block", 1), ("gallery", 0), ("limit", 1)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}: expected at least {least}")
+        if self.tolerance_px is not None and not 0 < self.tolerance_px < math.inf:
+            raise InputError(f"tolerance_px is {self.tolerance_px}: expected a number above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image to measure."""
+
+    key: str
+    file_name: str
+    truth: TruthRef | None
+    predicted: dict[str, FrameRef]
+    """By dump; a dump without this image is not in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notable:
+    """An instance that a person may want to see."""
+
+    item: Item
+    index: int
+    """Its place in the frame."""
+    value: float
+    """By which it is ranked, the highest first."""
+    note: str
+
+
+@dataclass
+class Tally:
+    """What some frames come to. The sum of two is both together, in any order."""
+
+    records: dict[tuple[str, str], Any] = field(default_factory=dict)
+    """Mergeable partial results by (measure, dump)."""
+    shifts: np.ndarray = field(default_factory=lambda: np.zeros(len(SHIFT_EDGES) - 1, np.int64))
+    """Instances by the change of their IoU (SHIFT_EDGES)."""
+    notable: dict[str, list[Notable]] = field(default_factory=dict)
+    """By gallery, the highest first."""
+    aside: dict[str, str] = field(default_factory=dict)
+    """Key -> why an image could not be measured; it counts in neither dump."""
+    frames: int = 0
+
+    @classmethod
+    def merge(cls, tallies: Iterable[Tally], gallery: int) -> Tally:
+        """The sum of many, with at most `gallery` instances in each gallery."""
+        parts = list(tallies)
+        keys = dict.fromkeys(key for part in parts for key in part.records)
+        galleries = dict.fromkeys(name for part in parts for name in part.notable)
+        total = cls(frames=sum(part.frames for part in parts))
+        for key in keys:
+            found = [part.records[key] for part in parts if key in part.records]
+            total.records[key] = type(found[0]).merge(found)
+        for part in parts:
+            total.shifts = total.shifts + part.shifts
+            total.aside |= part.aside
+        for name in galleries:
+            ranked = sorted(
+                (one for part in parts for one in part.notable.get(name, ())),
+                key=lambda one: (-one.value, one.item.key, one.index),
+            )
+            total.notable[name] = ranked[:gallery]
+        return total
+
+
+@dataclass(frozen=True)
+class Meter:
+    """Everything a worker needs to know; small and picklable."""
+
+    images: str
+    truth: GroundTruth | None
+    readers: dict[str, Reader]
+    rules: dict[str, Rules]
+    """COCO's or LVIS's, by dump; empty for Cityscapes."""
+    tolerance_px: float | None
+    with_oracle: bool
+    gallery: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that an evaluation has found, before it is put into numbers."""
+
+    tally: Tally
+    listing: Listing | None
+    kind: Literal["coco", "lvis", "cityscapes"] | None
+    """Of the ground truth; None without any."""
+    dumps: tuple[str, ...]
+    unpaired: dict[str, str]
+    """By dump, a line on images that it lacks, or that the others lack."""
+    readers: dict[str, Reader]
+    wall_s: float
+
+
+def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Outcome:
+    """Measure one or two dumps; raises InputError where nothing can be measured at all."""
+    started = time.monotonic()
+    config = _absolute(config)
+    storage.check_folder(config.images)
+    truth = open_ground_truth(config.ground_truth, config.images) if config.ground_truth else None
+    listing = truth.list_frames() if truth else None
+    kind = _kind(config, listing)
+    dumps = {name: url for name, url in ((COARSE, config.coarse), (REFINED, config.refined)) if url}
+    forms = {name: dump.input_format(url, config.format if name == COARSE else "auto") for name, url in dumps.items()}
+    readers = {name: _reader(config, dumps[name], form, kind) for name, form in forms.items()}
+    items, unpaired = _items({name: reader.list_frames() for name, reader in readers.items()}, listing)
+    items = items[: config.limit]
+    rules = {}
+    if kind in ("coco", "lvis"):
+        base = COCO if kind == "coco" else LVIS
+        rules = {name: replace(base, size_by=_size_by(url, forms[name])) for name, url in dumps.items()}
+    meter = Meter(config.images, truth, readers, rules, config.tolerance_px, config.oracle, config.gallery)
+    size = config.frames_per_block
+    progress = Progress(total=len(items), done_before=0, log=log, verb="measure")
+    total = Tally()
+    blocks = [items[i : i + size] for i in range(0, len(items), size)]
+    for tally in map_blocks(blocks, partial(_measure_block, meter=meter), local=config.local):
+        total = Tally.merge([total, tally], config.gallery)
+        progress.update(_receipts(tally))
+    return Outcome(total, listing, kind, tuple(dumps), unpaired, readers, time.monotonic() - started)
+
+
+def _kind(config: EvaluateConfig, listing: Listing | None) -> Literal["coco", "lvis", "cityscapes"] | None:
+    if listing is None or config.ground_truth is None:
+        return None
+    if storage.is_dir(config.ground_truth):
+        return "cityscapes"
+    return "lvis" if listing.frequencies else "coco"
+
+
+def _reader(config: EvaluateConfig, url: str, form: Format, kind: str | None) -> Reader:
+    if form != "coco":
+        return dump.reader(url, config.images, form)
+    image_list, beside = config.image_list, f"{url.rsplit('/', 1)[0]}/images.json"
+    if image_list is None and config.image_pattern is None:
+        # The refined json of a dump that came from elsewhere has its own image numbers, and the list beside it.
+        image_list = beside if storage.exists(beside) else config.ground_truth if kind in ("coco", "lvis") else None
+    return dump.reader(url, config.images, form, image_list, config.image_pattern)
+
+
+def _size_by(url: str, form: Format) -> Literal["mask", "box"]:
+    """pycocotools sorts unmatched predictions into sizes by their boxes where the first entry of a json has one."""
+    first = next((entry for _, _, entry in json_list.scan(url)), {}) if form == "coco" else {}
+    return "box" if first.get("bbox") else "mask"
+
+
+def _items(listed: Mapping[str, Sequence[FrameRef]], listing: Listing | None) -> tuple[list[Item], dict[str, str]]:
+    """The images to measure, and what the dumps lack or have beyond them."""
+    by_key: dict[str, dict[str, FrameRef]] = {}
+    for name, refs in listed.items():
+        by_key[name] = {}
+        for ref in refs:
+            key = image_key(ref.file_name or ref.frame_id)
+            if key in by_key[name]:
+                raise InputError(f"{name}: two frames are called {key}: {by_key[name][key].frame_id}, {ref.frame_id}")
+            by_key[name][key] = ref
+    if listing is not None:
+        keys = {ref.key: ref for ref in listing.refs}
+        files = {ref.key: ref.file_name for ref in listing.refs}
+    else:
+        keys = dict.fromkeys(key for refs in by_key.values() for key in refs)
+        files = {key: ref.file_name for refs in by_key.values() for key, ref in refs.items()}
+    if not any(key in refs for refs in by_key.values() for key in keys):
+        raise InputError("no image is both in the ground truth and in the predictions; are they of one data set?")
+    unpaired = {}
+    for name, refs in by_key.items():
+        beyond = sum(key not in keys for key in refs)
+        missing = sum(key not in refs for key in keys if any(key in others for others in by_key.values()))
+        parts = [f"{beyond} images that the ground truth lacks"] if beyond else []
+        parts += [f"{missing} images of the other dump are missing"] if missing else []
+        if parts:
+            unpaired[name] = ", ".join(parts)
+    items = [
+        Item(key, files[key], ref, {name: refs[key] for name, refs in by_key.items() if key in refs})
+        for key, ref in keys.items()
+    ]
+    return items, unpaired
+
+
+def _receipts(tally: Tally) -> list[Receipt]:
+    measured = [Receipt("", "", "", 0, 0, 0, {}, 0.0)] * tally.frames
+    return measured + [Receipt(key, error, "", 0, 0, 0, {}, 0.0) for key, error in tally.aside.items()]
+
+
+def _measure_block(items: Sequence[Item], meter: Meter) -> Tally:
+    tallies = []
+    for item in items:
+        try:
+            tallies.append(_measure(item, meter))
+        except InputError as error:
+            tallies.append(Tally(aside={item.key: str(error)}))
+        except Exception as error:  # one frame must never stop the others
+            reason = f"{item.file_name}: {type(error).__name__}: {' '.join(str(error).split())}"
+            tallies.append(Tally(aside={item.key: reason}))
+    return Tally.merge(tallies, meter.gallery)
+
+
+def read_frames(
+    item: Item, readers: Mapping[str, Reader], truth: TrueFrame | None, image: np.ndarray | None
+) -> dict[str, Frame]:
+    """The frame of each dump, an empty one where a dump lacks the image."""
+    width, height = (truth.width, truth.height) if truth else image.shape[1::-1]
+    frames = {}
+    for name, reader in readers.items():
+        ref = item.predicted.get(name)
+        if ref is not None and ref.error:
+            raise InputError(ref.error)
+        instances = reader.read(ref, width, height) if ref is not None else []
+        frames[name] = Frame(item.key, item.file_name, width, height, instances)
+    return frames
+
+
+def _measure(item: Item, meter: Meter) -> Tally:
+    truth = meter.truth.read(item.truth) if meter.truth and item.truth else None
+    both = len(item.predicted) == 2
+    image = decode_image(storage.join(meter.images, item.file_name)) if both else None
+    frames = read_frames(item, meter.readers, truth, image)
+    tally = Tally(frames=1)
+    if truth is not None and item.truth is not None:
+        for name, frame in frames.items():
+            for measure, record in _records(item.truth, truth, frame, name, meter):
+                tally.records[measure, name] = record
+            tally.records["AF", name] = boundary_f_frame(truth, frame, meter.tolerance_px, TOLERANCE_SHARE)
+        if meter.with_oracle:
+            for distance, frame in zip(DISTANCES_PX, oracle(truth, frames[COARSE])):
+                for measure, record in _records(item.truth, truth, frame, COARSE, meter):
+                    tally.records[measure, oracle_name(distance)] = record
+    if both and image is not None:
+        tally.records["changes", REFINED] = changes(frames[COARSE], frames[REFINED], image)
+        _compare(tally, item, truth, frames[COARSE].instances, frames[REFINED].instances)
+    return tally
+
+
+def oracle_name(distance: float) -> str:
+    """What the dump is called whose pixels up to a distance from the boundary were made right."""
+    return "all right" if math.isinf(distance) else f"right within {distance:g} px"
+
+
+def _records(ref: TruthRef, truth: TrueFrame, frame: Frame, name: str, meter: Meter) -> Iterator[tuple[str, Any]]:
+    if not meter.rules:
+        yield "AP", cityscapes_ap.match_frame(truth, frame)
+        yield "boundary AP", cityscapes_ap.match_frame(truth, frame, CITYSCAPES_RATIO)
+        return
+    rules = meter.rules[name]
+    yield "AP", matching.match_frame(ref.order, truth, frame, rules)
+    yield "boundary AP", matching.match_frame(ref.order, truth, frame, replace(rules, boundary_ratio=COCO_RATIO))
+
+
+def _compare(
+    tally: Tally, item: Item, truth: TrueFrame | None, coarse: Sequence[Instance], refined: Sequence[Instance]
+) -> None:
+    """Note how each instance fared; `changes` has made sure that the two lists belong together."""
+    shifts = _ious_before_and_after(truth, coarse, refined) if truth else {}
+    tally.shifts = np.histogram([after - before for before, after in shifts.values()], SHIFT_EDGES)[0]
+    for index, (before, after) in enumerate(zip(coarse, refined)):
+        changed = f"{after.changed_pixels} px changed, confidence {after.confidence:.2f}"
+        if index in shifts:
+            old, new = shifts[index]
+            gallery = "largest gains" if new > old else "largest losses"
+            if new != old:
+                note = f"IoU {old:.3f} to {new:.3f}, {changed}"
+                tally.notable.setdefault(gallery, []).append(Notable(item, index, abs(new - old), note))
+        elif truth is None and after.changed_pixels:
+            share = after.changed_pixels / max(before.area, 1)
+            note = f"{share:.1%} of the area changed, {changed}"
+            tally.notable.setdefault("largest changes", []).append(Notable(item, index, share, note))
+        if after.status == "refined":
+            tally.notable.setdefault("least certain", []).append(Notable(item, index, -after.confidence, changed))
+        if after.status == "rejected":
+            tally.notable.setdefault("rejected", []).append(Notable(item, index, -after.confidence, changed))
+
+
+def _ious_before_and_after(
+    truth: TrueFrame, coarse: Sequence[Instance], refined: Sequence[Instance]
+) -> dict[int, tuple[float, float]]:
+    """IoU of each instance with the truth that its coarse mask found (the best of its class, at least one half)."""
+    things = [one for one in truth.instances if not one.crowd]
+    if not things or not coarse:
+        return {}
+    crowd = np.zeros(len(things), bool)
+    ious = iou_matrix(coarse, things, crowd)
+    same = np.array([[one.category_id == other.category_id for other in things] for one in coarse])
+    ious = np.where(same & (areas(things) > 0), ious, 0)
+    found = np.flatnonzero(ious.max(axis=1) >= 0.5)
+    best = ious.argmax(axis=1)
+    after = {i: iou_matrix([refined[i]], [things[best[i]]], crowd[:1])[0, 0] for i in found.tolist()}
+    return {i: (float(ious[i, best[i]]), float(new)) for i, new in after.items()}
+
+
+def _absolute(config: EvaluateConfig) -> EvaluateConfig:
+    names = ("images", "coarse", "refined", "ground_truth", "image_list", "output")
+    return replace(config, **{name: storage.absolute(url) for name in names if (url := getattr(config, name))})

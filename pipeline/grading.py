@@ -1,0 +1,110 @@
+"""How good some weights are: coarse masks of every kind of failure made from ground truth, refined, and scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from model.coarsen import KINDS, coarsen
+from pipeline import storage
+from pipeline.ground_truth import GroundTruth, TruthRef, open_ground_truth
+from pipeline.metrics.boundary import COCO_RATIO, boundary_f_score, boundary_iou, dilation_px, iou
+from pipeline.metrics.overlap import Region
+from pipeline.records import InputError, cut_to_box
+from pipeline.stages import decode_image
+from pipeline.training_patches import generator, whole_mask
+
+MEASURES = ("IoU", "boundary IoU", "F 1px", "F 3px")
+WORSE_BY = 0.005
+"""An object counts as worse where its IoU fell by more."""
+
+
+@dataclass(frozen=True)
+class Grade:
+    """One object's scores under one kind of failure, before and after, in the order of MEASURES."""
+
+    key: str
+    category: str
+    kind: str
+    coarse: tuple[float, ...]
+    refined: tuple[float, ...]
+
+    @property
+    def worse(self) -> bool:
+        return self.refined[0] < self.coarse[0] - WORSE_BY
+
+
+def _scores(mask: np.ndarray, target: np.ndarray) -> tuple[float, ...]:
+    dilation = dilation_px(mask.shape[1], mask.shape[0], COCO_RATIO)
+    return (
+        iou(mask, target),
+        boundary_iou(Region(*cut_to_box(mask)), Region(*cut_to_box(target)), dilation),
+        boundary_f_score(mask, target, 1),
+        boundary_f_score(mask, target, 3),
+    )
+
+
+def grade(
+    ground_truth: str,
+    images: str,
+    refine: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    kinds: Sequence[str],
+    seed: int = 0,
+    every: int = 1,
+) -> Iterator[Grade]:
+    """Coarsen each object of every `every`-th image in every kind, refine it, and score both against the truth.
+
+    `refine` takes an image (H, W, 3) uint8 RGB and masks (N, H, W) uint8 0/1 and returns masks of that shape. Coarse
+    masks depend on the seed, the object and the kind alone. InputError where no object is found.
+    """
+    for kind in kinds:
+        if kind not in ("mixed", *KINDS):
+            raise InputError(f"kind {kind!r}: expected mixed, {', '.join(KINDS)}")
+    truth = open_ground_truth(ground_truth, images)
+    listing = truth.list_frames()
+    found = False
+    for ref in listing.refs[::every]:
+        for graded in _grade_frame(truth, ref, images, refine, kinds, seed, listing.categories):
+            found = True
+            yield graded
+    if not found:
+        raise InputError(f"{ground_truth}: no object to grade")
+
+
+def _grade_frame(
+    truth: GroundTruth,
+    ref: TruthRef,
+    images: str,
+    refine: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    kinds: Sequence[str],
+    seed: int,
+    categories: dict[int, str],
+) -> Iterator[Grade]:
+    image = decode_image(storage.join(images, ref.file_name))
+    things = [true for true in truth.read(ref).instances if not true.crowd and true.mask.size]
+    if not things:
+        return
+    targets = [whole_mask(true, image.shape) for true in things]
+    for kind in kinds:
+        names = [(seed, ref.key, true.instance_id, kind) for true in things]
+        coarse = np.stack([coarsen(target, generator(*name), kind) for target, name in zip(targets, names)])
+        refined = refine(image, coarse)
+        for true, before, after, target in zip(things, coarse, refined, targets):
+            category = categories.get(true.category_id, str(true.category_id))
+            yield Grade(ref.key, category, kind, _scores(before, target), _scores(after, target))
+
+
+def table(grades: Sequence[Grade], by: str = "kind") -> str:
+    """Mean scores per `kind` or `category` and over all, before -> after, and the share of objects that got worse."""
+    names = list(dict.fromkeys(asdict(graded)[by] for graded in grades))
+    groups = [(name, [graded for graded in grades if getattr(graded, by) == name]) for name in names]
+    lines = [f"{'':<24}{'objects':>8}" + "".join(f"{name:>20}" for name in MEASURES) + f"{'worse':>8}"]
+    for name, group in [*groups, ("all", list(grades))]:
+        before = np.mean([graded.coarse for graded in group], axis=0)
+        after = np.mean([graded.refined for graded in group], axis=0)
+        worse = np.mean([graded.worse for graded in group])
+        cells = "".join(f"{f'{b:.4f} -> {a:.4f}':>20}" for b, a in zip(before, after))
+        lines.append(f"{name:<24}{len(group):>8}{cells}{worse:>8.1%}")
+    return "\n".join(lines)

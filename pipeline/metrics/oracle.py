@@ -1,0 +1,77 @@
+"""What refinement could gain at best: predictions whose pixels near the boundary are taken from the ground truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import cv2
+import numpy as np
+
+from pipeline.ground_truth import TrueFrame, TrueInstance
+from pipeline.metrics.boundary import disc
+from pipeline.metrics.overlap import Box, Located, box_of, check_frame, cut, iou_matrix, within_frame
+from pipeline.records import Frame, Instance, cut_to_box
+
+LEAST_IOU = 0.5
+
+DISTANCES_PX = (1.0, 2.0, 3.0, math.inf)
+"""Those of the paper's Table 1."""
+
+
+def oracle(truth: TrueFrame, frame: Frame, distances_px: Sequence[float] = DISTANCES_PX) -> list[Frame]:
+    """One frame for each distance, in which all pixels up to so far from a predicted boundary are right.
+
+    The upper bound of the paper's Table 1 ("Look Closer to Segment Better", section 3): the AP of these frames is
+    what a perfect refiner of that reach would get. A prediction takes its pixels from the truth of its class, no
+    crowd, with the highest IoU, which has to be at least 0.5; the others stay as they are. `math.inf` replaces the
+    whole mask. InputError where the sizes of image and predictions differ.
+    """
+    check_frame(truth, frame)
+    targets = _targets(truth, frame.instances)
+    return [
+        replace(
+            frame,
+            instances=[
+                one if target is None else _corrected(one, target, distance, truth.width, truth.height)
+                for one, target in zip(frame.instances, targets)
+            ],
+        )
+        for distance in distances_px
+    ]
+
+
+def boundary_band(region: Located, reach_px: float, width: int, height: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """The pixels within `reach_px` (Euclidean) of one on the other side of the mask's boundary, and their (x, y).
+
+    (h, w) bool, cut to the mask's box and the pixels around it; a reach of 1 is a band two pixels wide. The frame's
+    edge is no boundary.
+    """
+    box = within_frame(box_of(region, margin=int(reach_px)), width, height)
+    mask = cut(region, box).astype(np.uint8)
+    outside = cv2.dilate(mask, disc(reach_px))
+    inside = cv2.erode(mask, disc(reach_px), borderType=cv2.BORDER_CONSTANT, borderValue=1)
+    return outside != inside, (box.left, box.top)
+
+
+def _targets(truth: TrueFrame, instances: Sequence[Instance]) -> list[TrueInstance | None]:
+    targets: list[TrueInstance | None] = [None] * len(instances)
+    for category in {instance.category_id for instance in instances}:
+        truths = [one for one in truth.instances if one.category_id == category and not one.crowd]
+        places = [i for i, instance in enumerate(instances) if instance.category_id == category]
+        if truths:
+            ious = iou_matrix([instances[i] for i in places], truths, np.zeros(len(truths), bool))
+            for i, best, highest in zip(places, ious.argmax(axis=1), ious.max(axis=1)):
+                if highest >= LEAST_IOU:
+                    targets[i] = truths[best]
+    return targets
+
+
+def _corrected(instance: Instance, target: TrueInstance, distance: float, width: int, height: int) -> Instance:
+    if math.isinf(distance):
+        return replace(instance, mask=target.mask, origin=target.origin)
+    band, (left, top) = boundary_band(instance, distance, width, height)
+    box = Box(left, top, left + band.shape[1], top + band.shape[0])
+    mask, (x, y) = cut_to_box(np.where(band, cut(target, box), cut(instance, box)))
+    return replace(instance, mask=mask, origin=(left + x, top + y) if mask.size else (0, 0))

@@ -1,0 +1,210 @@
+"""Numbers as HTML: headline, bars, histograms, tables. All of it can be read without a script."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+
+from pipeline.report.content import Bar, BarGroup, Better, Delta, Histogram, Table
+
+DASH, MINUS, NBSP = "\u2013", "\u2212", "\u00a0"
+SCROLLS_FROM = 16
+"""A table of more rows than this scrolls inside its panel."""
+MOST_TICKS = 9
+
+
+def present(value: float | None) -> float | None:
+    """The value, or None where it is None or NaN."""
+    return None if value is None or math.isnan(value) else value
+
+
+def shown(value: float | None, digits: int, unit: str = "") -> str:
+    """A number as text: thousands separated, a dash where there is none."""
+    value = present(value)
+    return DASH if value is None else f"{value:,.{digits}f}{_spaced(unit)}"
+
+
+def change(before: float | None, after: float | None, digits: int, unit: str, better: Better | None) -> tuple[str, str]:
+    """What a change is called (`gain`, `loss`, `same` or nothing), and the change as text, with an arrow and a sign."""
+    before, after = present(before), present(after)
+    if before is None or after is None:
+        return "", ""
+    text = f"{abs(after - before):,.{digits}f}{' points' if unit == '%' else _spaced(unit)}"
+    if round(abs(after - before), digits) == 0:
+        return "same", f"±{text}"
+    rises = after > before
+    kind = "same" if better is None else "gain" if rises == (better == "higher") else "loss"
+    return kind, (f"▲{NBSP}+" if rises else f"▼{NBSP}{MINUS}") + text
+
+
+def headline(deltas: list[Delta]) -> str:
+    """The numbers that answer the first question, as cards."""
+    items = []
+    for one in deltas:
+        kind, text = change(one.before, one.after, one.digits, one.unit, one.better)
+        spoken = {"gain": "better", "loss": "worse"}.get(kind, "")
+        unit = f"<small>{escape(one.unit)}</small>" if one.unit and present(one.after) is not None else ""
+        was = f"from {shown(one.before, one.digits)} " if present(one.before) is not None else ""
+        delta = f'<span class="{kind}">{escape(text)}</span><span class="unseen"> {spoken}</span>' if text else ""
+        items.append(
+            f"<li><small>{escape(one.name)}</small><b>{shown(one.after, one.digits)}{unit}</b><p>{was}{delta}</p>"
+            + (f"<small>{escape(one.note)}</small>" if one.note else "")
+            + "</li>"
+        )
+    return f'<ul class="headline">{"".join(items)}</ul>'
+
+
+def bar_group(group: BarGroup, key: str) -> str:
+    """Bars before and after in a table with their numbers; only one bar and number where nothing was before."""
+    compared = any(present(row.before) is not None for row in group.rows)
+    values = [value for row in group.rows for value in (present(row.before), present(row.after)) if value is not None]
+    most = max((value for value in values if value > 0), default=1)
+    heads = "".join(
+        f'<th scope="col">{name}</th>' for name in (("Coarse", "Refined", "Change") if compared else ("Value",))
+    )
+    table = (
+        f'<table class="sortable"><thead><tr><th scope="col">Name</th><td class="plot"></td>{heads}</tr></thead>'
+        f"<tbody>{''.join(_bar(row, group, most, compared) for row in group.rows)}</tbody></table>"
+    )
+    return _panel(key, group.title, group.note, _scrolling(table, len(group.rows), group.title), "bars", group.unit)
+
+
+def _bar(row: Bar, group: BarGroup, most: float, compared: bool) -> str:
+    before, after = present(row.before), present(row.after)
+    sides = [("coarse", before), ("refined", after)] if compared else [("refined", after)]
+    rects = "".join(
+        f'<rect class="{side}" y="{2 + 8 * number}" width="{max(100 * value / most, 0.3):.2f}" '
+        f'height="{7 if compared else 11}"/>'
+        for number, (side, value) in enumerate(sides)
+        if value is not None and value >= 0
+    )
+    cells = "".join(_number(value, group.digits) for _, value in sides)
+    if compared:
+        kind, text = change(before, after, group.digits, "", group.better)
+        difference = "" if before is None or after is None else after - before
+        cells += f'<td data-value="{difference}"><span class="{kind}">{text or DASH}</span></td>'
+    return (
+        f'<tr><th scope="row">{escape(row.label)}</th><td class="plot"><svg aria-hidden="true" viewBox="0 0 100 18" '
+        f'preserveAspectRatio="none">{rects}</svg></td>{cells}</tr>'
+    )
+
+
+def histogram(one: Histogram, key: str) -> str:
+    """Counts per bin as bars and as a table that opens. Raises ValueError where the edges do not fit the counts."""
+    edges, counts = list(one.edges), list(one.counts)
+    if len(edges) - len(counts) not in (1, -1):
+        raise ValueError(f"histogram {one.title!r}: {len(edges)} edges for {len(counts)} counts")
+    is_open = len(edges) < len(counts)
+    most, total, width = max(counts, default=0), sum(counts), 100 / len(counts)
+    rects, rows = [], []
+    for number, count in enumerate(counts):
+        low, high = (number - 1, number) if is_open else (number, number + 1)
+        start = edges[low] if low >= 0 else None
+        stop = edges[high] if high < len(edges) else None
+        name = _bin_name(start, stop, one.unit)
+        share = f"{count / total:.1%}" if total else DASH
+        kind = _side(start, stop, one.better)
+        if count:
+            height = max(100 * count / most, 0.7)
+            rects.append(
+                f'<rect class="{kind}" x="{number * width + 0.04 * width:.3f}" y="{100 - height:.2f}" '
+                f'width="{0.92 * width:.3f}" height="{height:.2f}"/>'
+            )
+        rects.append(
+            f'<rect class="hit" x="{number * width:.3f}" width="{width:.3f}" height="100">'
+            f"<title>{escape(name)}: {count:,} ({share})</title></rect>"
+        )
+        rows.append(f"<tr><td>{escape(name)}</td><td>{count:,}</td><td>{share}</td></tr>")
+    first = 1 if is_open else 0
+    ticks = "".join(
+        f'<span style="left:{(number + first) * width:.3f}%"'
+        + (' class="first"' if number + first == 0 else ' class="last"' if number + first == len(counts) else "")
+        + f">{_edge(edges[number])}</span>"
+        for number in _ticks(edges)
+    )
+    title = escape(one.title)
+    body = (
+        f'<div class="chart"><svg role="img" aria-label="{title}" viewBox="0 0 100 100" preserveAspectRatio="none">'
+        f'{"".join(rects)}</svg><span>{most:,}</span></div><div class="axis" aria-hidden="true">{ticks}</div>'
+        f"<details><summary>{total:,} in {len(counts)} bins, as numbers</summary><table><thead><tr>"
+        '<th scope="col">Bin</th><th scope="col">Count</th><th scope="col">Share</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></details>"
+    )
+    return _panel(key, one.title, one.note, body, unit=one.unit)
+
+
+def table(one: Table, key: str) -> str:
+    """A table that a person can sort."""
+    numeric = [not any(isinstance(row[k], str) for row in one.rows) for k in range(len(one.columns))]
+    heads = "".join(
+        f'<th scope="col"{"" if is_number else " class=text"}>{escape(name)}</th>'
+        for name, is_number in zip(one.columns, numeric)
+    )
+    rows = []
+    for row in one.rows:
+        cells = []
+        for cell in row:
+            if isinstance(cell, str):
+                cells.append(f'<td class="text">{escape(cell)}</td>')
+            else:
+                cells.append(_number(cell, 0 if isinstance(cell, int) else one.digits))
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    body = f'<table class="sortable"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    if not rows:
+        body = '<p class="none">None.</p>'
+    return _panel(key, one.title, one.note, _scrolling(body, len(rows), one.title))
+
+
+def _panel(key: str, title: str, note: str, body: str, kind: str = "", unit: str = "") -> str:
+    small = f"<small>{escape(unit)}</small>" if unit else ""
+    return (
+        f'<section class="panel {kind}" id="{key}" aria-labelledby="{key}-title">'
+        f'<h2 id="{key}-title">{escape(title)}{small}</h2>'
+        f'<p class="caption">{escape(note)}</p>{body}</section>'
+    )
+
+
+def _scrolling(table: str, rows: int, title: str) -> str:
+    # What scrolls must be reachable by keyboard.
+    if rows <= SCROLLS_FROM:
+        return f'<div class="scroll">{table}</div>'
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}">{table}</div>'
+
+
+def _number(value: float | None, digits: int) -> str:
+    value = present(value)
+    return f'<td data-value="{"" if value is None else value}">{shown(value, digits)}</td>'
+
+
+def _spaced(unit: str) -> str:
+    return f" {unit}" if unit else ""
+
+
+def _edge(value: float) -> str:
+    return f"{value:,.4g}".replace("-", MINUS)
+
+
+def _bin_name(start: float | None, stop: float | None, unit: str) -> str:
+    if start is not None and stop is not None:
+        return f"{_edge(start)} to {_edge(stop)}{_spaced(unit)}"
+    if start is not None:
+        return f"above {_edge(start)}{_spaced(unit)}"
+    return f"up to {_edge(stop)}{_spaced(unit)}" if stop is not None else "all"
+
+
+def _side(start: float | None, stop: float | None, better: Better | None) -> str:
+    """`gain` or `loss` for a bin that lies wholly beyond zero."""
+    if better is None:
+        return ""
+    above = start is not None and start >= 0
+    below = stop is not None and stop <= 0
+    if above == below:
+        return ""
+    return "gain" if above == (better == "higher") else "loss"
+
+
+def _ticks(edges: list[float]) -> list[int]:
+    """Which edges are named: all where they are few, else evenly taken ones, zero among them if it is an edge."""
+    step = max(1, -(-len(edges) // MOST_TICKS))
+    start = edges.index(0) % step if 0 in edges else 0
+    return list(range(start, len(edges), step))

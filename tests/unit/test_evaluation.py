@@ -1,0 +1,190 @@
+import contextlib
+import io
+import json
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from pipeline.evaluation import COARSE, REFINED, EvaluateConfig, evaluate
+from pipeline.evaluation_results import results, text
+from pipeline.ground_truth import CityscapesTruth
+from pipeline.metrics.cityscapes_ap import CityscapesMatches, cityscapes_ap, match_frame
+from pipeline.records import InputError
+from tests.scenes import random_street, write_street
+from tests.truths import encode, make_truth, predict, true_mask
+
+
+@pytest.fixture
+def truth(tmp_path):
+    return make_truth(tmp_path / "data", frames=5)
+
+
+@pytest.fixture
+def refined(truth):
+    """Results in the order of `predict`'s: objects moved by one pixel instead of three; the last one got worse."""
+    entries = json.loads(predict(truth).read_text())
+    for number, entry in enumerate(entries):
+        if number % 2 == 0:
+            shift = 12 if entry["image_id"] == 5 else 1
+            entry["segmentation"] = encode(np.roll(true_mask(truth, entry["image_id"]), shift, axis=1))
+    path = truth.with_name("refined.json")
+    path.write_text(json.dumps(entries))
+    return path
+
+
+def _evaluate(truth, **settings):
+    config = EvaluateConfig(images=str(truth.parent / "images"), **{"local": True, **settings})
+    return results(evaluate(config, log=lambda line: None))
+
+
+def _official(truth, predicted):
+    with contextlib.redirect_stdout(io.StringIO()):
+        official = COCO(str(truth))
+        run = COCOeval(official, official.loadRes(str(predicted)), "segm")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return run.stats
+
+
+def test_mask_ap_of_both_dumps_is_what_pycocotools_says(truth, refined):
+    found = _evaluate(
+        truth, ground_truth=str(truth), coarse=str(predict(truth)), refined=str(refined), frames_per_block=2
+    )
+    for name, path in ((COARSE, truth.with_name("predicted.json")), (REFINED, refined)):
+        official = _official(truth, path)
+        for measure, value in zip(("AP", "AP50", "AP75", "APs", "APm", "APl"), official):
+            ours = found.overall[name][measure]
+            assert (-1 if math.isnan(ours) else ours) == value
+    assert found.overall[REFINED]["AF"] > found.overall[COARSE]["AF"]
+    assert found.overall[REFINED]["boundary AP"] > found.overall[COARSE]["boundary AP"]
+
+
+def test_it_is_told_how_many_instances_got_better_and_worse(truth, refined):
+    found = _evaluate(truth, ground_truth=str(truth), coarse=str(predict(truth)), refined=str(refined))
+    assert found.better == 4 / 5
+    assert found.worse == 1 / 5
+    assert "80.0% better, 20.0% worse" in text(found)
+
+
+def test_the_galleries_name_the_largest_gains_and_losses(truth, refined):
+    config = EvaluateConfig(
+        images=str(truth.parent / "images"),
+        ground_truth=str(truth),
+        coarse=str(predict(truth)),
+        refined=str(refined),
+        gallery=2,
+        local=True,
+    )
+    notable = evaluate(config, log=lambda line: None).tally.notable
+    assert [one.item.key for one in notable["largest losses"]] == ["frame4"]
+    assert len(notable["largest gains"]) == 2
+    values = [one.value for one in notable["largest gains"]]
+    assert values == sorted(values, reverse=True)
+
+
+def test_the_oracle_grows_with_its_reach(truth):
+    found = _evaluate(truth, ground_truth=str(truth), coarse=str(predict(truth)), oracle=True)
+    names = [COARSE, "right within 1 px", "right within 2 px", "right within 3 px", "all right"]
+    aps = [found.overall[name]["AP"] for name in names]
+    assert aps == sorted(aps)
+    assert aps[0] < aps[-1] == 1.0
+
+
+def test_without_ground_truth_it_is_told_what_changed(truth, refined):
+    found = _evaluate(truth, coarse=str(predict(truth)), refined=str(refined), image_list=str(truth))
+    assert found.overall == {}
+    assert found.changes["all"]["instances"] == 10
+    assert found.changes["all"]["changed instances"] == 0.5
+    assert found.changes["all"]["gradient after"] > found.changes["all"]["gradient before"]
+    assert "what changed" in text(found)
+
+
+def test_images_that_a_dump_lacks_are_told_and_count_as_missed(truth, refined):
+    entries = [entry for entry in json.loads(refined.read_text()) if entry["image_id"] != 2]
+    refined.write_text(json.dumps(entries))
+    found = _evaluate(truth, ground_truth=str(truth), coarse=str(predict(truth)), refined=str(refined))
+    assert "refined: 1 images of the other dump are missing" in found.notes
+    whole = _evaluate(truth, ground_truth=str(truth), coarse=str(predict(truth)))
+    assert found.overall[COARSE]["AP"] == whole.overall[COARSE]["AP"]
+    assert found.overall[REFINED]["AP50"] < 0.9
+
+
+def test_an_image_that_cannot_be_measured_is_set_aside_by_name_and_counts_in_no_dump(truth, refined):
+    entries = json.loads(refined.read_text())
+    entries[2]["segmentation"]["counts"] = "!"
+    refined.write_text(json.dumps(entries))
+    found = _evaluate(truth, ground_truth=str(truth), coarse=str(predict(truth)), refined=str(refined))
+    assert list(found.aside) == ["frame1"]
+    assert "refined.json: entry 2" in found.aside["frame1"]
+    assert found.frames == 4
+    assert any("1 images could not be measured" in note for note in found.notes)
+
+
+def test_the_json_has_every_number_and_no_nan(truth, refined):
+    found = _evaluate(truth, ground_truth=str(truth), coarse=str(predict(truth)), refined=str(refined))
+    plain = json.loads(json.dumps(found.as_json(), allow_nan=False))
+    assert plain["overall"]["refined"]["AP"] == found.overall["refined"]["AP"]
+    assert plain["overall"]["refined"]["APs"] is None
+    assert sum(plain["iou_change"]["instances"]) == 5
+
+
+def test_partial_results_merge_in_any_order(truth, refined):
+    settings = {"ground_truth": str(truth), "coarse": str(predict(truth)), "refined": str(refined)}
+    one, many = (_evaluate(truth, **settings, frames_per_block=size) for size in (64, 1))
+    assert one.as_json() | {"wall_s": 0} == many.as_json() | {"wall_s": 0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "coarse and refined are both missing"),
+        ({"coarse": "a"}, "ground_truth is missing"),
+        ({"refined": "a", "ground_truth": "b", "oracle": True}, "oracle needs"),
+        ({"coarse": "a", "ground_truth": "b", "tolerance_px": 0}, "tolerance_px is 0"),
+    ],
+)
+def test_settings_without_meaning_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        EvaluateConfig(images="i", **settings)
+
+
+def test_dumps_of_another_data_set_are_refused(truth, tmp_path):
+    (tmp_path / "other").mkdir()
+    other = make_truth(tmp_path / "other" / "data")
+    other.write_text(other.read_text().replace("frame", "picture"))
+    with pytest.raises(InputError, match="are they of one data set"):
+        _evaluate(truth, ground_truth=str(other), coarse=str(predict(truth)), image_list=str(truth))
+
+
+def test_cityscapes_ap_of_a_dump_is_that_of_its_frames_together(tmp_path):
+    streets = [random_street(seed) for seed in range(5)]
+    for folder in ("truth", "images", "dump"):
+        (tmp_path / folder).mkdir()
+    for i, (ids, _, frame) in enumerate(streets):
+        _, id_image = write_street(tmp_path / "dump", f"ulm_{i}", ids, frame)
+        Path(id_image).rename(tmp_path / "truth" / Path(id_image).name)
+        cv2.imwrite(str(tmp_path / "images" / f"ulm_{i}.png"), np.zeros((*ids.shape, 3), np.uint8))
+    config = EvaluateConfig(
+        images=str(tmp_path / "images"),
+        ground_truth=str(tmp_path / "truth"),
+        coarse=str(tmp_path / "dump"),
+        refined=str(tmp_path / "dump"),
+        frames_per_block=2,
+        local=True,
+    )
+    found = results(evaluate(config, log=lambda line: None))
+    truth = CityscapesTruth(config.ground_truth, config.images)
+    frames = [truth.read(ref) for ref in truth.list_frames().refs]
+    matches = CityscapesMatches.merge(match_frame(one, frame) for one, (_, _, frame) in zip(frames, streets))
+    expected = cityscapes_ap(matches)
+    assert found.kind == "cityscapes"
+    assert found.overall[COARSE]["AP"] == expected.numbers()["AP"] == found.overall[REFINED]["AP"]
+    assert found.overall[COARSE]["AP50"] > 0
+    assert found.per_class["car"][COARSE]["AP"] == expected.numbers(26)["AP"]
+    assert found.changes["all"]["changed pixels"] == 0

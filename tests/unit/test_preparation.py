@@ -1,0 +1,200 @@
+import json
+from collections import Counter
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import preparation
+from pipeline.patch_dataset import PATCH_SCHEMA, unpack
+from pipeline.preparation import prepare
+from pipeline.records import InputError
+from pipeline.training_patches import PrepareConfig
+from tests.truths import make_truth, predict, true_mask
+
+
+@pytest.fixture
+def truth(tmp_path):
+    return make_truth(tmp_path / "data")
+
+
+def _prepare(truth, output, **settings):
+    config = PrepareConfig(
+        ground_truth=str(truth),
+        images=str(truth.parent / "images"),
+        output=str(output),
+        **{"local": True, "val_share": 0.0, **settings},
+    )
+    return prepare(config, log=lambda line: None)
+
+
+def _rows(output, columns=None):
+    rows = [row for path in sorted(output.glob("*/*.parquet")) for row in pq.read_table(path).to_pylist()]
+    rows.sort(key=lambda row: (row["frame_id"], row["instance_id"], row["visit"], row["box"]))
+    return [{name: row[name] for name in columns} if columns else row for row in rows]
+
+
+def test_patches_of_predictions_show_image_prediction_and_truth_at_their_box(truth, tmp_path):
+    prepared = _prepare(truth, tmp_path / "out", predictions=str(predict(truth)))
+    assert prepared.card["instances"] == 4
+    for path in (tmp_path / "out" / "train").glob("*.parquet"):
+        table = pq.read_table(path)
+        assert table.schema == PATCH_SCHEMA
+        for row, patch in zip(table.to_pylist(), unpack(table)):
+            number = int(row["frame_id"].removeprefix("frame"))
+            image = cv2.imread(str(truth.parent / "images" / f"frame{number}.png"))[..., ::-1]
+            target = true_mask(truth, number + 1)
+            x1, y1, x2, y2 = row["box"]
+            assert np.array_equal(patch[..., :3], image[y1:y2, x1:x2])
+            assert np.array_equal(patch[..., 4], target[y1:y2, x1:x2])
+            assert np.array_equal(patch[..., 3], np.roll(target, 3, axis=1)[y1:y2, x1:x2])
+            assert row["origin"] == "prediction"
+            assert 0.5 < row["iou"] < 1
+
+
+def test_predictions_without_a_truth_of_their_class_are_left_out(truth, tmp_path):
+    prepared = _prepare(truth, tmp_path / "out", predictions=str(predict(truth, category=2)))
+    assert prepared.card["patches"] == {"train": 0, "val": 0}
+
+
+def test_predictions_that_overlap_their_truth_by_half_or_less_are_left_out(truth, tmp_path):
+    prepared = _prepare(truth, tmp_path / "out", predictions=str(predict(truth, shift=60)))
+    assert prepared.card["instances"] == 0
+
+
+def test_images_without_predictions_are_counted_not_skipped_silently(truth, tmp_path):
+    results = predict(truth)
+    results.write_text(json.dumps([e for e in json.loads(results.read_text()) if e["image_id"] != 2]))
+    prepared = _prepare(truth, tmp_path / "out", predictions=str(results))
+    assert prepared.unpaired == "1 images without predictions, 0 without ground truth"
+    assert "unpaired     1 images" in str(prepared)
+
+
+def test_ground_truth_alone_is_cut_under_a_new_coarse_mask_at_each_visit(truth, tmp_path):
+    _prepare(truth, tmp_path / "out", visits=3, scale=(0.8, 1.2), failure="wobble")
+    rows = _rows(tmp_path / "out")
+    assert {row["visit"] for row in rows} == {0, 1, 2}
+    assert {row["origin"] for row in rows} == {"wobble"}
+    assert len({(row["frame_id"], row["iou"]) for row in rows}) == 12
+
+
+def test_predicted_and_generated_masks_can_be_mixed(truth, tmp_path):
+    prepared = _prepare(truth, tmp_path / "out", predictions=str(predict(truth)), coarsened=0.5, seed=1)
+    assert set(prepared.card["patches_by_origin"]) == {"prediction", "mixed"}
+
+
+def test_objects_of_other_images_are_laid_over(truth, tmp_path):
+    _prepare(truth, tmp_path / "out", composite=1.0, visits=2)
+    named = {row["instance_id"] for row in _rows(tmp_path / "out")}
+    assert any("/" in name for name in named)
+
+
+def test_the_same_input_and_seed_give_the_same_rows_however_the_work_is_divided(truth, tmp_path):
+    settings = {"visits": 2, "composite": 0.5, "patches_per_object": 3, "max_instances": 3, "val_share": 0.5}
+    _prepare(truth, tmp_path / "a", **settings)
+    _prepare(truth, tmp_path / "b", **settings, frames_per_block=1)
+    _prepare(truth, tmp_path / "c", **settings, seed=1)
+    assert _rows(tmp_path / "a") == _rows(tmp_path / "b")
+    assert _rows(tmp_path / "a") != _rows(tmp_path / "c")
+
+
+def test_a_limit_on_instances_draws_without_replacement(truth, tmp_path):
+    prepared = _prepare(truth, tmp_path / "out", max_instances=3)
+    assert prepared.card["instances"] == 3
+    assert len({row["frame_id"] for row in _rows(tmp_path / "out")}) == 3
+
+
+def test_a_limit_on_patches_holds_for_each_object_and_visit(truth, tmp_path):
+    _prepare(truth, tmp_path / "out", patches_per_object=2, visits=2)
+    counts = Counter((row["frame_id"], row["visit"]) for row in _rows(tmp_path / "out"))
+    assert set(counts.values()) == {2}
+
+
+def test_an_image_is_in_one_split_only(truth, tmp_path):
+    _prepare(truth, tmp_path / "out", val_share=0.5, visits=2)
+    splits = {}
+    for path in (tmp_path / "out").glob("*/*.parquet"):
+        for row in pq.read_table(path, columns=["frame_id", "split"]).to_pylist():
+            assert row["split"] == path.parent.name
+            assert splits.setdefault(row["frame_id"], row["split"]) == row["split"]
+    assert set(splits.values()) == {"train", "val"}
+
+
+def test_padding_widens_the_patches(truth, tmp_path):
+    assert _prepare(truth, tmp_path / "out", padding=16).card["side_px"] == 96
+    assert {row["side"] for row in _rows(tmp_path / "out")} == {96}
+
+
+def test_frames_with_a_fault_are_set_aside_and_the_others_are_cut(truth, tmp_path):
+    images = truth.parent / "images"
+    (images / "frame1.png").unlink()
+    cv2.imwrite(str(images / "frame2.png"), np.zeros((9, 9, 3), np.uint8))
+    prepared = _prepare(truth, tmp_path / "out")
+    assert prepared.frames == 2
+    assert "frame1.png" in prepared.aside["frame1"]
+    assert "9 x 9 px, expected 200 x 160" in prepared.aside["frame2"]
+
+
+def test_an_interrupted_run_is_completed_and_leaves_no_row_twice(truth, tmp_path, monkeypatch):
+    _prepare(truth, tmp_path / "whole", frames_per_block=1)
+    cut_block, calls = preparation._cut_block, []
+
+    def fails_in_the_third_block(items, cutter):
+        calls.append(len(items))
+        receipts = cut_block(items, cutter)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return receipts
+
+    monkeypatch.setattr(preparation, "_cut_block", fails_in_the_third_block)
+    with pytest.raises(KeyboardInterrupt):
+        _prepare(truth, tmp_path / "out", frames_per_block=1)
+    assert len(list((tmp_path / "out" / "train").iterdir())) == 3
+    prepared = _prepare(truth, tmp_path / "out", frames_per_block=2)
+    assert prepared.done_before == 2
+    assert _rows(tmp_path / "out") == _rows(tmp_path / "whole")
+
+
+def test_other_settings_on_the_same_output_are_refused(truth, tmp_path):
+    _prepare(truth, tmp_path / "out")
+    with pytest.raises(InputError, match=r"made with nms_threshold = 0\.25"):
+        _prepare(truth, tmp_path / "out", nms_threshold=0.3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"visits": 0}, {"val_share": 2}, {"scale": (0, 1)}, {"failure": "burn"}, {"coarsened": 0.5}, {"max_instances": 0}],
+)
+def test_settings_without_meaning_are_refused(truth, tmp_path, settings):
+    with pytest.raises(InputError, match=next(iter(settings))):
+        _prepare(truth, tmp_path / "out", **settings)
+
+
+def test_cityscapes_predictions_are_matched_with_instance_ids_by_the_images_name(tmp_path):
+    for folder in ("truth/ulm", "images", "dump"):
+        (tmp_path / folder).mkdir(parents=True)
+    ids = np.full((120, 160), 7, np.uint16)
+    ids[30:90, 40:110] = 26001
+    ids[95:118, 10:150] = 24
+    cv2.imwrite(str(tmp_path / "truth" / "ulm" / "ulm_0_0_gtFine_instanceIds.png"), ids)
+    cv2.imwrite(str(tmp_path / "images" / "ulm_0_0_leftImg8bit.png"), np.zeros((120, 160, 3), np.uint8))
+    lines = []
+    for k, (label, mask) in enumerate(((26, ids == 26001), (24, ids == 24), (33, ids == 26001))):
+        name = f"ulm_0_0_leftImg8bit_{k}.png"
+        cv2.imwrite(str(tmp_path / "dump" / name), np.roll(mask, 2, axis=0).astype(np.uint8) * 255)
+        lines.append(f"{name} {label} 0.9")
+    (tmp_path / "dump" / "ulm_0_0_leftImg8bit_pred.txt").write_text("\n".join(lines))
+    config = PrepareConfig(
+        ground_truth=str(tmp_path / "truth"),
+        images=str(tmp_path / "images"),
+        predictions=str(tmp_path / "dump"),
+        output=str(tmp_path / "out"),
+        val_share=0,
+        local=True,
+    )
+    card = prepare(config, log=lambda line: None).card
+    # Neither the group nor the prediction of another class has a target.
+    assert card["instances"] == 1
+    assert list(card["patches_by_class"]) == ["car"]
+    assert {row["frame_id"] for row in _rows(tmp_path / "out")} == {"ulm_0_0"}

@@ -1,0 +1,230 @@
+"""What is wrong with a dump, its settings and its cluster, said before a run spends hours on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import uuid4
+
+from pipeline import dump, flow, storage
+from pipeline.config import NMS_THRESHOLDS, RefineConfig
+from pipeline.guard import GuardConfig
+from pipeline.ledger import read_receipts
+from pipeline.preflight_frames import check_frames, estimate
+from pipeline.preflight_report import SHOWN, Check, Estimate, Report, megabytes
+from pipeline.records import InputError
+from pipeline.stages import Cutting
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(RefineConfig):
+    """Say what is wrong with a run before it starts: give the settings of the run itself.
+
+    Settings may also come from the run's YAML file, named first: `jobs/check.py nightly.yaml --sample 0`.
+    """
+
+    sample: int = 200
+    """Frames to read and decode, always the same ones of a dump; 0 for all."""
+    cluster: bool = False
+    """Start Ray as the run would, and look at its machines; done anyway where RAY_ADDRESS names a cluster."""
+    probe: bool = False
+    """Write one small file to the output and remove it (folders made for it stay); otherwise nothing is written."""
+    json: bool = False
+    """Print json for programs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sample < 0:
+            raise InputError(f"sample is {self.sample}: expected a number of frames, or 0 for all")
+
+
+def check(config: CheckConfig) -> Report:
+    """Check a run's settings, input, output and cluster; nothing is changed, and faults are findings, not exceptions.
+
+    Frames are read by the reader and decoder of the run itself, in threads. A frame that the run would set aside is an
+    error.
+    """
+    checks: list[Check] = []
+    digest = None
+    with _finding("checkpoint", checks):
+        digest = _checkpoint(config, checks)
+    settled = None
+    with _finding("settings", checks):
+        # Paths are worth a look even where the weights are not.
+        settled = flow._absolute(config if digest else replace(config, checkpoint="hrnet18s_128"))
+    if settled is None:
+        return Report(checks, None)
+    if settled.parity:
+        settled = replace(settled, guard=GuardConfig(enabled=False))
+    with _finding("output", checks):
+        dump.check_output(settled.predictions, settled.output)
+        checks.append(_output(settled))
+    with _finding("cluster", checks):
+        if not settled.local and (settled.cluster or os.environ.get("RAY_ADDRESS")):
+            with flow._ray_session():
+                nodes = [node["Resources"] for node in flow._alive_nodes()]
+            checks.append(cluster(nodes, settled.workers, settled.gpus_per_worker))
+    with _finding("images", checks):
+        storage.check_folder(settled.images)
+        with _finding("predictions", checks):
+            return Report(checks, _dump(settled, digest, checks))
+    return Report(checks, None)
+
+
+@contextmanager
+def _finding(name: str, checks: list[Check]) -> Iterator[None]:
+    """Turn an exception into an error of the check `name`; stores raise all kinds of their own."""
+    try:
+        yield
+    except InputError as error:
+        checks.append(Check(name, "error", str(error)))
+    except Exception as error:
+        checks.append(Check(name, "error", f"{type(error).__name__}: {' '.join(str(error).split())}"))
+
+
+def _checkpoint(config: CheckConfig, checks: list[Check]) -> str | None:
+    """The SHA-256 of the weights; None where they do not load."""
+    from model.checkpoint import CheckpointError, bundled, load, resolve
+
+    path = resolve(config.checkpoint)
+    if not storage.exists(path):
+        known = ", ".join(bundled()) or "none"
+        raise InputError(f"{config.checkpoint}: no such checkpoint file, nor bundled weights (bundled: {known})")
+    weights = storage.read(path)
+    try:
+        network = load(path, weights)
+    except CheckpointError as error:
+        raise InputError(str(error)) from None
+    checks.append(Check("checkpoint", "ok", f"{config.checkpoint} loads as {network.config.name}"))
+    return hashlib.sha256(weights).hexdigest()
+
+
+def _output(config: CheckConfig) -> Check:
+    output = config.output
+    if config.probe:
+        url = f"{output}/_ledger/preflight-{uuid4().hex}"
+        try:
+            storage.put(url, b"")
+            storage.remove(url)
+        except OSError as error:
+            raise InputError(f"{output}: cannot be written ({error.strerror or error})") from None
+        return Check("output", "ok", f"{output} can be written")
+    if not os.path.isabs(output):
+        message = (
+            f"{output}: whether it can be written is known by trying only; --probe writes and removes a small file"
+        )
+        return Check("output", "warning", message)
+    place = _existing(f"{output}/_ledger")
+    if not os.path.isdir(place):
+        raise InputError(f"{output}: cannot be written, {place} is no folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{output}: cannot be written, no permission in {place}")
+    return Check("output", "ok", f"{output} may be written")
+
+
+def _existing(path: str) -> str:
+    """The nearest folder (or file) on the way to a local path that is there."""
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def cluster(nodes: Sequence[Mapping[str, float]], workers: int | None, gpus_per_worker: float) -> Check:
+    """Whether Ray can place the network processes and still has a CPU for the other stages.
+
+    `nodes` are the resources of the machines that are alive. Ray says nothing of a process that fits no machine, and
+    starves tasks in silence.
+    """
+    total: Counter[str] = Counter()
+    for node in nodes:
+        total.update({name: node.get(name, 0) for name in ("CPU", "GPU")})
+    size = f"{len(nodes)} machines, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
+    if total["CPU"] < 1:
+        raise InputError(f"{size}: expected at least 1 CPU for reading and writing")
+    pool, needs, _ = flow._pool(dict(total), len(nodes), workers, gpus_per_worker)
+    name, need = ("GPU", needs["num_gpus"]) if "num_gpus" in needs else ("CPU", needs["num_cpus"])
+    placed = sum(int((node.get(name, 0) + 1e-6) / need) for node in nodes) if need else pool
+    largest = max(node.get(name, 0) for node in nodes)
+    if not placed:
+        raise InputError(
+            f"{size}: a network process needs {need:g} {name}s of one machine, the largest has {largest:g};"
+            " the run would wait for ever"
+        )
+    left = total["CPU"] - min(pool, placed) * needs["num_cpus"]
+    if left < 1:
+        raise InputError(f"{size}: {left:g} CPUs are left for reading and writing, expected at least 1")
+    if placed < pool:
+        message = f"{size}: of {pool} network processes with {need:g} {name}s only {placed} find a place"
+        return Check("cluster", "warning", message)
+    if left < 2:
+        message = f"{size}: {left:g} CPUs are left for reading and writing, so that these take turns"
+        return Check("cluster", "warning", message)
+    return Check("cluster", "ok", f"{size}: {pool} network processes, {left:g} CPUs for the other stages")
+
+
+def _dump(config: CheckConfig, digest: str | None, checks: list[Check]) -> Estimate | None:
+    """Check what depends on the dump: its listing, frames, an earlier run on the output, and space."""
+    form = dump.input_format(config.predictions, config.format)
+    output_form = form if config.output_format == "same" else config.output_format
+    reader = dump.reader(config.predictions, config.images, form, config.image_list, config.image_pattern)
+    listed = reader.list_frames()
+    if not listed:
+        raise InputError(f"{config.predictions}: no frame found, read as {form}")
+    if output_form == "cityscapes" != form:
+        listed = dump.without_collisions(listed)
+    refs = listed[: config.limit]
+    checks.append(Check("predictions", "ok", f"{len(refs)} frames, read as {form}"))
+    threshold = config.nms_threshold if config.nms_threshold is not None else NMS_THRESHOLDS[form]
+    cutting = Cutting(threshold, config.patch_size, config.padding, config.parity)
+    done: set[str] = set()
+    with _finding("earlier run", checks):
+        done = _finished(config.output)
+        if digest:
+            checks.append(_earlier_run(config, flow._fingerprint(config, form, output_form, cutting, digest), done))
+    found, measured = check_frames(config, config.sample, reader, cutting, form, output_form, refs)
+    checks += found
+    to_do = estimate(measured, sum(not ref.error and ref.frame_id not in done for ref in refs))
+    if to_do and os.path.isabs(config.output) and os.path.isdir(_existing(config.output)):
+        with _finding("space", checks):
+            checks.append(_space(config.output, to_do.output_bytes))
+    return to_do
+
+
+def _finished(output: str) -> set[str]:
+    """Frame ids that earlier runs on the output have finished."""
+    done: set[str] = set()
+    for receipt in read_receipts(output):
+        if not receipt["error"]:
+            done.add(receipt["frame_id"])
+    return done
+
+
+def _earlier_run(config: CheckConfig, fingerprint: dict[str, Any], done: set[str]) -> Check:
+    run = f"{config.output}/_ledger/run.json"
+    if not storage.exists(run):
+        return Check("earlier run", "ok", "none on this output")
+    before = json.loads(storage.read(run))
+    differing = sorted(key for key in {*before, *fingerprint} if before.get(key) != fingerprint.get(key))
+    if not differing:
+        return Check("earlier run", "ok", f"same settings, {len(done)} frames are done")
+    if not done:
+        return Check("earlier run", "ok", "other settings, but it finished no frame")
+    findings = [f"{run}: {key} = {before.get(key)!r}, not {fingerprint.get(key)!r}" for key in differing]
+    message = "this output was made with other settings; choose another output, or remove this one"
+    return Check("earlier run", "error", message, findings[:SHOWN], len(findings))
+
+
+def _space(output: str, needed: int) -> Check:
+    free = shutil.disk_usage(_existing(output)).free
+    text = f"about {megabytes(needed)} needed, {megabytes(free)} free at {output}"
+    if free < needed:
+        raise InputError(text)
+    # Refined outlines are longer than coarse ones, and the ledger and the last files need their place too.
+    return Check("space", "warning" if free < 2 * needed else "ok", text)

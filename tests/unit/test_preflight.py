@@ -1,0 +1,374 @@
+import json
+import os
+import sys
+from dataclasses import asdict
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import check as job
+from pipeline import flow, preflight, preflight_frames
+from pipeline.formats.cityscapes import CityscapesReader
+from pipeline.preflight import CheckConfig, check, cluster
+from pipeline.records import InputError
+from tests.dumps import make_dump
+
+KINDS = ("images", "image files", "masks", "sizes", "categories", "frame ids")
+
+
+@pytest.fixture
+def dump(tmp_path):
+    return make_dump(tmp_path / "dump", frames=6)
+
+
+@pytest.fixture
+def config(tmp_path, dump, checkpoint_path, monkeypatch):
+    """Makes the settings of a check, from those of a run."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def of(form="cityscapes", output="out", checkpoint=checkpoint_path, **settings):
+        shared = {name: settings.pop(name) for name in ("sample", "cluster", "probe", "json") if name in settings}
+        run = dump.config(form, tmp_path / output, checkpoint, **settings)
+        return CheckConfig(**{name: getattr(run, name) for name in asdict(run)}, **shared)
+
+    return of
+
+
+def _errors(report):
+    return {found.name: found for found in report.checks if found.level == "error"}
+
+
+def _files(root):
+    return {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+
+
+@pytest.mark.parametrize("form", ["cityscapes", "coco", "parquet"])
+def test_a_sound_dump_passes_every_check_and_nothing_is_changed(tmp_path, config, form):
+    before = _files(tmp_path)
+    report = check(config(form))
+    assert not report.failed
+    assert {found.level for found in report.checks} == {"ok"}
+    assert [found.name for found in report.checks] == [
+        "checkpoint", "output", "predictions", "earlier run", *KINDS, "space"
+    ]  # fmt: skip
+    assert _files(tmp_path) == before
+
+
+@pytest.mark.parametrize("form", ["cityscapes", "coco", "parquet"])
+def test_the_estimate_over_all_frames_is_what_the_run_then_does(config, form):
+    settings = config(form, local=True, nms_threshold=0.4)
+    estimate = check(settings).estimate
+    summary = flow.run(settings, log=lambda _: None)
+    assert (estimate.frames, estimate.instances) == (summary.frames, summary.instances)
+    assert estimate.patches == summary.patches > 0
+    assert estimate.output_bytes > 0
+    after = check(settings)
+    assert after.estimate.frames == 0
+    assert "same settings" in next(found for found in after.checks if found.name == "earlier run").message
+
+
+@pytest.mark.parametrize("form", ["coco", "parquet"])
+@pytest.mark.parametrize("sample", [0, 2])
+def test_an_image_that_is_missing_is_named_though_it_may_not_be_sampled(dump, config, form, sample):
+    for number in (0, 5):
+        (dump.root / "images" / f"frame_{number:03d}.png").unlink()
+    found = _errors(check(config(form, sample=sample)))
+    assert set(found) == {"images"}
+    assert found["images"].count == 2
+    assert found["images"].findings[0] == f"{dump.root}/images/frame_000.png: no such file"
+
+
+def test_a_listing_error_is_named_where_it_stands(dump, config):
+    (dump.root / "images" / "frame_002.png").unlink()
+    found = _errors(check(config(sample=1)))
+    assert set(found) == {"images"}
+    assert "frame_002_pred.txt: expected an image frame_002.png" in found["images"].findings[0]
+
+
+def test_at_most_five_findings_are_named_and_the_others_counted(dump, config):
+    for path in (dump.root / "images").iterdir():
+        path.write_bytes(b"rubbish")
+    report = check(config())
+    found = _errors(report)["image files"]
+    assert (len(found.findings), found.count) == (5, 6)
+    assert "... 1 more" in str(report)
+    assert report.estimate is None
+
+
+def test_a_mask_of_another_size_is_named(dump, config):
+    cv2.imwrite(str(dump.root / "cityscapes" / "frame_000_0.png"), np.zeros((7, 9), np.uint8))
+    found = _errors(check(config()))
+    assert set(found) == {"sizes"}
+    assert "frame_000_0.png: mask of 9 x 7 pixels" in found["sizes"].findings[0]
+
+
+def test_run_lengths_of_another_size_are_named(dump, config):
+    results = json.loads((dump.root / "results.json").read_text())
+    results[0]["segmentation"]["size"] = [7, 7]
+    (dump.root / "results.json").write_text(json.dumps(results))
+    found = _errors(check(config("coco")))
+    assert set(found) == {"sizes"}
+    assert "results.json: entry 0: mask size [7, 7]" in found["sizes"].findings[0]
+
+
+def test_a_row_of_another_size_than_its_image_is_named(dump, config):
+    table = pq.read_table(dump.root / "frames.parquet")
+    rows = table.to_pylist()
+    rows[1]["height"] += 1
+    pq.write_table(table.from_pylist(rows, table.schema), dump.root / "frames.parquet")
+    assert set(_errors(check(config("parquet")))) == {"sizes"}
+
+
+def test_unknown_categories_are_named(dump, config):
+    path = dump.root / "cityscapes" / "frame_000_pred.txt"
+    path.write_text(path.read_text().replace(" 24 ", " 99 "))
+    assert "frame_000_pred.txt:1: unknown category 99" in _errors(check(config()))["categories"].findings[0]
+    results = json.loads((dump.root / "results.json").read_text())
+    results[0]["category_id"] = 99
+    (dump.root / "results.json").write_text(json.dumps(results))
+    found = _errors(check(config("coco", sample=1)))
+    assert "unknown category 99" in found["categories"].findings[0]
+
+
+def test_a_damaged_mask_is_named(dump, config):
+    (dump.root / "cityscapes" / "frame_000_0.png").write_bytes(b"rubbish")
+    (dump.root / "cityscapes" / "frame_002_0.png").unlink()
+    found = _errors(check(config()))
+    assert set(found) == {"masks"}
+    assert found["masks"].count == 2
+    assert f"{dump.root}/cityscapes/frame_000_0.png: expected a PNG" in found["masks"].findings
+
+
+def test_a_frame_id_that_occurs_twice_is_named(dump, config):
+    table = pq.read_table(dump.root / "frames.parquet")
+    rows = table.to_pylist()
+    rows[1]["frame_id"] = rows[0]["frame_id"]
+    pq.write_table(table.from_pylist(rows, table.schema), dump.root / "frames.parquet")
+    found = _errors(check(config("parquet")))
+    assert set(found) == {"frame ids"}
+    assert "frame_000 occurs more often" in found["frame ids"].findings[0]
+
+
+def test_a_file_that_breaks_the_decoder_is_a_finding_too(config, monkeypatch):
+    def breaks(url):
+        raise cv2.error("too large")
+
+    monkeypatch.setattr(preflight_frames, "decode_image", breaks)
+    found = _errors(check(config()))["image files"]
+    assert found.count == 6
+    assert "frame_000.png: error: too large" in found.findings[0]
+
+
+def test_a_sample_is_the_same_each_time_and_grows_into_a_larger_one(dump, config):
+    refs = CityscapesReader(f"{dump.root}/cityscapes", f"{dump.root}/images").list_frames()
+    smaller, larger = (preflight_frames._sample(refs, count) for count in (2, 4))
+    assert smaller == preflight_frames._sample(refs, 2)
+    assert len(smaller) == 2
+    assert [ref for ref in larger if ref in smaller] == smaller
+    assert preflight_frames._sample(refs, 0) == refs
+    report = check(config(sample=2))
+    assert report.estimate.measured == 2
+    assert report.estimate.frames == 6
+
+
+def test_a_listing_that_cannot_be_read_is_one_finding(dump, config):
+    (dump.root / "results.json").write_text('[{"image_id": ')
+    report = check(config("coco"))
+    assert set(_errors(report)) == {"predictions"}
+    assert "results.json: byte" in _errors(report)["predictions"].message
+    assert report.estimate is None
+
+
+def test_a_missing_folder_of_images_is_one_finding(dump, config):
+    (dump.root / "images").rename(dump.root / "elsewhere")
+    assert set(_errors(check(config("parquet")))) == {"images"}
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish"])
+def test_a_checkpoint_that_does_not_load_is_found_beside_other_faults(dump, config, tmp_path, content):
+    (tmp_path / "w.pth").write_bytes(content)
+    (dump.root / "images" / "frame_000.png").unlink()
+    found = _errors(check(config(checkpoint=tmp_path / "w.pth")))
+    assert set(found) == {"checkpoint", "images"}
+    assert "w.pth: not a torch checkpoint" in found["checkpoint"].message
+
+
+def test_a_checkpoint_of_no_known_configuration_is_found(config, tmp_path):
+    import torch
+
+    torch.save({"decode_head.conv_seg.weight": torch.zeros(2, 7, 1, 1)}, tmp_path / "w.pth")
+    found = _errors(check(config(checkpoint=tmp_path / "w.pth")))
+    assert "w.pth: key 'decode_head.conv_seg.weight' has shape (2, 7, 1, 1)" in found["checkpoint"].message
+
+
+def test_a_checkpoint_that_is_not_there_is_found(config):
+    found = _errors(check(config(checkpoint="hrnet")))
+    assert "hrnet: no such checkpoint file, nor bundled weights" in found["checkpoint"].message
+
+
+@pytest.mark.parametrize("output", ["dump/cityscapes", "dump", "dump/cityscapes/refined"])
+def test_an_output_in_the_predictions_is_found(config, output):
+    assert "expected an output folder apart from" in _errors(check(config(output=output)))["output"].message
+
+
+@pytest.mark.parametrize("probe", [False, True])
+def test_an_output_below_a_file_cannot_be_written(config, tmp_path, probe):
+    (tmp_path / "file").write_text("in the way")
+    found = _errors(check(config(output="file/out", probe=probe)))
+    assert set(found) == {"output"}
+    assert f"{tmp_path}/file/out: cannot be written" in found["output"].message
+
+
+def test_an_output_without_permission_cannot_be_written(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert f"no permission in {tmp_path}" in _errors(check(config()))["output"].message
+
+
+def test_a_store_is_written_to_only_with_probe_and_then_left_as_it_was(config):
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    settings = config()
+    object.__setattr__(settings, "output", "memory://preflight/out")
+    (found,) = (found for found in check(settings).checks if found.name == "output")
+    assert found.level == "warning"
+    object.__setattr__(settings, "probe", True)
+    (found,) = (found for found in check(settings).checks if found.name == "output")
+    assert found.level == "ok"
+    assert store.find("/preflight") == []
+
+
+def test_every_setting_in_which_an_earlier_run_differs_is_named(config, tmp_path):
+    flow.run(config(local=True), log=lambda _: None)
+    found = _errors(check(config(nms_threshold=0.4, padding=4)))["earlier run"]
+    run = f"{tmp_path}/out/_ledger/run.json"
+    assert found.findings == [f"{run}: nms_threshold = 0.55, not 0.4", f"{run}: padding = 0, not 4"]
+
+
+def test_a_damaged_ledger_is_found(config, tmp_path):
+    flow.run(config(local=True), log=lambda _: None)
+    segment = next((tmp_path / "out" / "_ledger").glob("*.jsonl"))
+    segment.write_bytes(segment.read_bytes()[:-20])
+    found = _errors(check(config()))
+    assert set(found) == {"earlier run"}
+    assert segment.name in found["earlier run"].message
+
+
+def test_too_little_space_is_found(config, monkeypatch):
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    assert "0.0 MB free" in _errors(check(config()))["space"].message
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "gpus_per_worker", "level", "message"),
+    [
+        ([{"CPU": 2.0}], None, 1.0, "warning", "1.01 CPUs are left for reading and writing"),
+        ([{"CPU": 16.0}], None, 1.0, "ok", "1 network processes, 4.01 CPUs for the other stages"),
+        ([{"CPU": 16.0}] * 4, None, 1.0, "ok", "4 network processes, 16.04 CPUs"),
+        ([{"CPU": 16.0, "GPU": 2.0}], None, 1.0, "ok", "2 network processes, 16 CPUs"),
+        ([{"CPU": 16.0, "GPU": 2.0}], 4, 1.0, "warning", "of 4 network processes with 1 GPUs only 2 find a place"),
+        ([{"CPU": 1.0, "GPU": 1.0}], None, 1.0, "warning", "1 CPUs are left"),
+        ([{"CPU": 4.0}, {"CPU": 28.0}], None, 1.0, "ok", "2 network processes"),
+    ],
+)
+def test_a_cluster_on_which_the_run_can_work(nodes, workers, gpus_per_worker, level, message):
+    found = cluster(nodes, workers, gpus_per_worker)
+    assert found.level == level
+    assert message in found.message
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "gpus_per_worker", "message"),
+    [
+        ([], None, 1.0, "expected at least 1 CPU"),
+        (
+            [{"CPU": 16.0}] * 4,
+            1,
+            1.0,
+            "needs 47.99 CPUs of one machine, the largest has 16; the run would wait for ever",
+        ),
+        ([{"CPU": 16.0, "GPU": 1.0}] * 2, None, 2.0, "needs 2 GPUs of one machine, the largest has 1"),
+    ],
+)
+def test_a_cluster_on_which_the_run_would_wait_without_a_word_is_an_error(nodes, workers, gpus_per_worker, message):
+    with pytest.raises(InputError, match=message):
+        cluster(nodes, workers, gpus_per_worker)
+
+
+def test_a_cluster_is_looked_at_where_ray_address_names_one_or_on_demand(config, monkeypatch):
+    from contextlib import nullcontext
+
+    monkeypatch.setattr(flow, "_ray_session", nullcontext)
+    monkeypatch.setattr(flow, "_alive_nodes", lambda: [{"Resources": {"CPU": 16.0, "GPU": 1.0}}])
+    looked = [
+        [found.message for found in check(config(sample=1, **settings)).checks if found.name == "cluster"]
+        for settings in ({}, {"cluster": True}, {"cluster": True, "local": True})
+    ]
+    assert [len(messages) for messages in looked] == [0, 1, 0]
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+
+    def unreachable():
+        raise ConnectionError("no head at somewhere:6379")
+
+    monkeypatch.setattr(flow, "_ray_session", unreachable)
+    assert "no head at somewhere:6379" in _errors(check(config(sample=1)))["cluster"].message
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the job in this process: exit status, standard output, standard error."""
+
+    def call(*arguments):
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        monkeypatch.setattr(sys, "argv", ["jobs/check.py", *map(str, arguments)])
+        return job.main(), *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def nightly(tmp_path, dump, checkpoint_path):
+    """A YAML file of the refine job."""
+    path = tmp_path / "nightly.yaml"
+    path.write_text(
+        f"predictions: {dump.root}/cityscapes\nimages: {dump.root}/images\noutput: {tmp_path}/out\n"
+        f"checkpoint: {checkpoint_path}\nguard: {{min_iou: 0.4}}\n"
+    )
+    return path
+
+
+def test_the_job_takes_the_yaml_file_of_the_run_and_exits_with_0(run, nightly):
+    status, out, error = run(nightly, "--sample", "0", "--limit", "2")
+    assert (status, error) == (0, "")
+    assert "ok       predictions  2 frames, read as cityscapes\n" in out
+    assert out.endswith("0 errors, 0 warnings\n")
+
+
+def test_the_job_exits_with_1_on_an_error_and_speaks_json(run, nightly, dump):
+    (dump.root / "images" / "frame_000.png").unlink()
+    status, out, error = run(nightly, "--json")
+    assert (status, error) == (1, "")
+    told = json.loads(out)
+    assert not told["ok"]
+    assert [found["name"] for found in told["checks"] if found["level"] == "error"] == ["images"]
+    assert told["estimate"]["frames"] == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("smaple: 3", "unknown setting 'smaple'"), ("sample: [", "not YAML")],
+)
+def test_a_wrong_yaml_file_is_one_error_line(run, nightly, line, message):
+    nightly.write_text(nightly.read_text() + line)
+    status, out, error = run(nightly)
+    assert (status, out) == (1, "")
+    assert error.startswith(f"error: {nightly}: {message}")
+    assert error.count("\n") == 1
+
+
+def test_paths_in_a_store_that_does_not_exist_are_one_finding(run, nightly):
+    status, out, error = run(nightly, "--images", "nosuchstore://bucket")
+    assert (status, error) == (1, "")
+    assert "error    settings     nosuchstore://bucket: Protocol not known" in out

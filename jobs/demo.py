@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import tyro
 
-from model.checkpoint import CheckpointError
+from model.bundled import CheckpointError
 from pipeline import demo_dump
 from pipeline.config import RefineConfig
-from pipeline.flow import run
 from pipeline.records import InputError
 from pipeline.report import write_picture, write_report
+from pipeline.run import run
 
 TITLE = "Boundary patch refinement: before and after"
 

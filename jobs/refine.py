@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from model.checkpoint import CheckpointError
+from model.bundled import CheckpointError
 from pipeline.config import RefineConfig, parse
-from pipeline.flow import run
 from pipeline.records import InputError
+from pipeline.run import run
 
 
 def main() -> int:

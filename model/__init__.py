@@ -1,5 +1,17 @@
 """The refinement network: `Refiner.from_checkpoint().refine(image, masks)`."""
 
-from model.refiner import Refiner
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from model.refiner import Refiner
 
 __all__ = ["Refiner"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loads torch, which takes seconds: only once somebody asks for it.
+    if name == "Refiner":
+        from model.refiner import Refiner
+
+        return Refiner
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

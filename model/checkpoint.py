@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,12 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from model.bundled import CheckpointError, bundled, resolve
 from model.hrnet import CONFIGS, NetworkConfig, RefinementNetwork
 
 BACKBONE = "backbone."
 CLASSIFIER = ("incre_modules", "downsamp_modules", "final_layer", "classifier")
 """Where the backbone's keys lie, and what ImageNet checkpoints of HRNet hold beside them."""
-
-
-class CheckpointError(ValueError):
-    """A file that is not a checkpoint of this network; the message names the file and the first wrong key."""
-
-
-def bundled() -> dict[str, Path]:
-    """Names and paths of the weights that ship with the package."""
-    folder = Path(str(resources.files("model") / "weights"))
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
-
-
-def resolve(path_or_name: str) -> str:
-    """The path behind a bundled name such as `hrnet18s_128`; anything else is taken as a path and returned as it is."""
-    return str(bundled().get(path_or_name, path_or_name))
 
 
 def load(path_or_name: str, data: bytes | None = None) -> RefinementNetwork:

@@ -34,7 +34,7 @@ class RefineConfig:
     images: str
     """The folder the images lie in, flat or by city; any fsspec URL."""
     output: str
-    """The folder for the refined dump; running again with the same output does only what is missing."""
+    """The folder for the refined dump; running again with the same output does only what is missing or has changed."""
     format: Format | Literal["auto"] = "auto"
     """Form of the predictions; `auto` tells it by what is there."""
     output_format: Format | Literal["same"] = "same"
@@ -70,6 +70,10 @@ class RefineConfig:
     """Only the first so many frames of the dump."""
     strict: bool = False
     """Exit with an error if any frame was set aside, not only if all were."""
+    prune: bool = False
+    """Remove the outputs of frames that earlier runs have finished and the dump does not have any more."""
+    restart: bool = False
+    """Forget what earlier runs on the output have done, also under other settings, and refine every frame anew."""
 
     def __post_init__(self) -> None:
         if self.nms_threshold is not None and not 0 < self.nms_threshold < 1:

@@ -1,6 +1,5 @@
 """The stages in one process (`run_local`) or on a cluster (`run_ray`): the only file that knows Ray Data.
 
-    dump --list--> frames - ledger.done = todo
     todo -> read + extract (CPU tasks) -> refine (actors) -> assemble + commit (CPU tasks) -> receipts -> driver
 
 Rows are whole frames; between the stages travel their patches and probabilities as ragged tensor columns. Nothing but
@@ -9,29 +8,24 @@ the outputs touches the disk.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import pickle
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import dump, storage
-from pipeline.config import NMS_THRESHOLDS, RefineConfig
+from pipeline import storage
 from pipeline.formats import Reader, Writer
 from pipeline.guard import GuardConfig
-from pipeline.ledger import Ledger
-from pipeline.progress import Progress, Summary
-from pipeline.records import FrameRef, InputError
+from pipeline.records import FrameRef
 from pipeline.stages import Cutting, Receipt, Work, assemble, commit, extract, refine
 
 if TYPE_CHECKING:
@@ -54,71 +48,6 @@ class Plan:
     load_refiner: Callable[[], Refiner]
     blocks: list[list[FrameRef]]
     """The frames to do, in groups that are refined and committed together."""
-
-
-def run(config: RefineConfig, log: Callable[[str], None] = print) -> Summary:
-    """Refine a dump: list it, leave out what is done, refine the rest, write the final output.
-
-    Raises InputError where nothing can be done at all. Frames with a fault are set aside in `_ledger/quarantine.csv`.
-    """
-    config = _absolute(config)
-    if config.parity:
-        config = replace(config, guard=GuardConfig(enabled=False))
-    dump.check_output(config.predictions, config.output)
-    storage.check_folder(config.images)
-    form = dump.input_format(config.predictions, config.format)
-    output_form = form if config.output_format == "same" else config.output_format
-    reader = dump.reader(config.predictions, config.images, form, config.image_list, config.image_pattern)
-    writer = dump.writer(config.output, output_form)
-    threshold = config.nms_threshold if config.nms_threshold is not None else NMS_THRESHOLDS[form]
-    cutting = Cutting(threshold, config.patch_size, config.padding, config.parity)
-
-    started = time.monotonic()
-    weights = storage.read(config.checkpoint)
-    listed = reader.list_frames()
-    if not listed:
-        raise InputError(f"{config.predictions}: no frame found, read as {form}")
-    if output_form == "cityscapes" != form:
-        listed = dump.without_collisions(listed)
-    refs = listed[: config.limit]
-    with closing(Ledger(config.output)) as ledger:
-        ledger.open(_fingerprint(config, form, output_form, cutting, hashlib.sha256(weights).hexdigest()))
-        ledger.forget_others({ref.frame_id for ref in listed})
-        todo = [ref for ref in refs if ref.frame_id not in ledger.parts]
-        progress = Progress(total=len(todo), done_before=len(refs) - len(todo), log=log)
-        with _terminated_as_exit():
-            for receipts in _blocks_of_receipts(config, todo, reader, writer, cutting, weights):
-                ledger.record(receipts)
-                progress.update(receipts)
-        ledger.flush()
-        if any(ref.frame_id in ledger.parts for ref in refs):
-            writer.finish(refs, ledger.parts)
-        return progress.summary(config.output, ledger.aside, time.monotonic() - started)
-
-
-def _blocks_of_receipts(
-    config: RefineConfig, todo: list[FrameRef], reader: Reader, writer: Writer, cutting: Cutting, weights: bytes
-) -> Iterator[list[Receipt]]:
-    """Refine the frames; those that the listing has found wrong take no worker, and start no cluster."""
-    if rejected := [Work(ref.frame_id, error=ref.error) for ref in todo if ref.error]:
-        yield commit(rejected, writer)
-    sound, size = [ref for ref in todo if not ref.error], config.frames_per_block
-    if not sound:
-        return
-    from model.checkpoint import load
-
-    # Here a wrong checkpoint is one clear line; in an actor it would be a pool that never starts.
-    load(config.checkpoint, weights)
-    plan = Plan(
-        reader,
-        writer,
-        config.images,
-        cutting,
-        config.guard,
-        partial(_load_refiner, config.checkpoint, config.precision, config.batch_size),
-        [sound[i : i + size] for i in range(0, len(sound), size)],
-    )
-    yield from run_local(plan) if config.local else run_ray(plan, config.workers, config.gpus_per_worker)
 
 
 def run_local(plan: Plan) -> Iterator[list[Receipt]]:
@@ -189,9 +118,9 @@ def map_blocks(blocks: list[list[Any]], work: Callable[[list[Any]], Any], *, loc
     from ray.data import DataContext
 
     with _ray_session(), DataContext.current(_data_context()):
-        results = ray.data.read_datasource(_blocks_source(blocks)).map_batches(
-            partial(_work_batch, work=work), batch_size=None
-        )
+        # A whole block is one row: Ray Data puts small blocks together as it likes.
+        rows = ray.data.read_datasource(_blocks_source([[block] for block in blocks]))
+        results = rows.map_batches(partial(_work_batch, work=work), batch_size=None)
         for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
             yield from map(pickle.loads, batch["result"])
 
@@ -200,7 +129,8 @@ def _work_batch(batch: dict[str, np.ndarray], work: Callable[[list[Any]], Any]) 
     import cv2
 
     cv2.setNumThreads(1)
-    return {"result": np.array([pickle.dumps(work([pickle.loads(item) for item in batch["item"]]))], object)}
+    results = [pickle.dumps(work(pickle.loads(block))) for block in batch["item"]]
+    return {"result": np.array(results, object)}
 
 
 def _data_context() -> Any:
@@ -320,14 +250,14 @@ def _ray_session() -> Iterator[None]:
         ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
     try:
         # Ray has put its own handler in the place of ours.
-        with _terminated_as_exit():
+        with terminated_as_exit():
             yield
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def _terminated_as_exit() -> Iterator[None]:
+def terminated_as_exit() -> Iterator[None]:
     """Let SIGTERM (`ray job stop`, a preempted node) unwind like Ctrl-C, so that the ledger is flushed."""
 
     def leave(number: int, frame: Any) -> None:
@@ -344,47 +274,9 @@ def _terminated_as_exit() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _absolute(config: RefineConfig) -> RefineConfig:
-    """The same settings with paths that mean the same in every process."""
-    from model.checkpoint import bundled, resolve
-
-    checkpoint = resolve(config.checkpoint)
-    if not storage.exists(checkpoint):
-        known = ", ".join(bundled()) or "none"
-        raise InputError(f"{config.checkpoint}: no such checkpoint file, nor bundled weights (bundled: {known})")
-    return replace(
-        config,
-        predictions=storage.absolute(config.predictions),
-        images=storage.absolute(config.images),
-        output=storage.absolute(config.output),
-        image_list=config.image_list and storage.absolute(config.image_list),
-        checkpoint=storage.absolute(checkpoint),
-    )
-
-
-def _load_refiner(checkpoint: str, precision: Any, batch_size: int | None) -> Refiner:
+def load_refiner(checkpoint: str, precision: Any, batch_size: int | None) -> Refiner:
+    """The network of a checkpoint, in the process that will run it."""
     from model import Refiner
     from model.checkpoint import load
 
     return Refiner(load(checkpoint, storage.read(checkpoint)), precision=precision, batch_size=batch_size)
-
-
-def _fingerprint(config: RefineConfig, form: str, output_form: str, cutting: Cutting, weights: str) -> dict[str, Any]:
-    # The thresholds of a guard that is switched off make no difference.
-    guard = asdict(config.guard) if config.guard.enabled else {"enabled": False}
-    return {
-        "predictions": config.predictions,
-        "images": config.images,
-        "image_list": config.image_list,
-        "image_pattern": config.image_pattern,
-        "format": form,
-        "output_format": output_form,
-        "weights_sha256": weights,
-        "nms_threshold": cutting.nms_threshold,
-        "patch_size": cutting.patch_px,
-        "padding": cutting.padding,
-        "parity": cutting.parity,
-        **{f"guard.{name}": value for name, value in guard.items()},
-        "precision": config.precision,
-        "batch_size": config.batch_size,
-    }

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 import time
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -17,45 +19,81 @@ from pipeline.stages import Receipt
 FLUSH_SECONDS = 2.0
 """At most so much finished work is done again after a crash of the driver."""
 
+READ_AHEAD = 64
+"""Segments of receipts read at once."""
+
+_WITHDRAWN = ".withdrawn.json"
+
 
 class Ledger:
     """Immutable segments of receipts in `<output>/_ledger/`, written after the outputs they speak of."""
 
     def __init__(self, output: str) -> None:
-        self.root = f"{output.rstrip('/')}/_ledger"
+        self.output = output.rstrip("/")
+        self.root = f"{self.output}/_ledger"
         self.parts: dict[str, str] = {}
         """Frame id of every finished frame -> the part that holds it (empty where frames are files of their own)."""
+        self.identities: dict[str, str] = {}
+        """Frame id of every finished frame -> what its inputs were (`pipeline.identity`); empty where unknown."""
         self.aside: dict[str, str] = {}
         """Frame id of every frame set aside -> why."""
+        self.withdrawn: set[str] = set()
+        """Frames whose inputs changed after they were finished, and that no run has finished since."""
+        self._renewed: dict[str, list[str]] = {}
         self._pending: list[Receipt] = []
         self._flushed = time.monotonic()
+        self._newest = 0
 
     def open(self, fingerprint: dict[str, Any]) -> None:
-        """Load what earlier runs with the same fingerprint have done.
+        """`load`, then `start`."""
+        self.load(fingerprint)
+        self.start(fingerprint)
 
-        Raises InputError where the output holds frames of a run with other settings, naming the first that differs,
-        and where it cannot be written. A run that finished no frame leaves the output to any other.
+    def load(self, fingerprint: dict[str, Any], *, restart: bool = False) -> None:
+        """Know what earlier runs have done.
+
+        Raises InputError where the output holds frames of a run with another fingerprint, naming the first difference,
+        unless it is to `restart`. A run that finished no frame leaves the output to any other.
         """
         run = f"{self.root}/run.json"
-        before, segments = None, []
-        if storage.exists(run):
-            before = _parse(run, storage.read(run))
-            segments = [f"{self.root}/{name}" for name in storage.find(self.root, (".jsonl",))]
-            for receipt in read_receipts(self.root.removesuffix("/_ledger")):
-                self._note(receipt)
-        if before == fingerprint:
+        if not storage.exists(run):
             return
-        if before is not None and self.parts:
+        before = _parse(run, storage.read(run))
+        gone = _withdrawn(self.root)
+        for entry in read_receipts(self.output):
+            self._note(entry["frame_id"], entry["error"], entry["part"], entry.get("identity", ""))
+        self.withdrawn = {
+            frame_id
+            for frame_id, (_, changed) in gone.items()
+            if changed and frame_id not in self.parts and frame_id not in self.aside
+        }
+        for frame_id, (old, new) in self._read_renewed().items():
+            if self.identities.get(frame_id) == old:
+                self.identities[frame_id] = new
+                self._renewed[frame_id] = [old, new]
+        if before != fingerprint and self.parts and not restart:
             key = min(key for key in {*before, *fingerprint} if before.get(key) != fingerprint.get(key))
             raise InputError(
                 f"{run}: this output was made with {key} = {before.get(key)!r}, not {fingerprint.get(key)!r};"
-                " choose another output, or remove this one"
+                " choose another output, or --restart to refine every frame anew"
             )
-        for segment in segments:
-            storage.remove(segment)
-        self.aside = {}
+
+    def start(self, fingerprint: dict[str, Any], *, restart: bool = False) -> None:
+        """Write under which fingerprint frames are refined from now on; those of another are forgotten, or all."""
+        run = f"{self.root}/run.json"
+        before = _parse(run, storage.read(run)) if storage.exists(run) else None
+        if before is not None:
+            self._newest = max((int(name.split(".")[0]) for name in self._numbered()), default=0)
+        if before == fingerprint and not restart:
+            return
+        if before is not None:
+            for name in self._numbered():
+                storage.remove(f"{self.root}/{name}")
+            self._put_json("identities.json", {})
+        self.parts, self.identities, self.aside, self._renewed = {}, {}, {}, {}
+        self.withdrawn = set()
         try:
-            storage.put(run, json.dumps(fingerprint, indent=1, sort_keys=True).encode())
+            self._put_json("run.json", fingerprint)
         except OSError as error:
             raise InputError(f"{self.root}: cannot write the output there ({error.strerror or error})") from None
 
@@ -63,18 +101,50 @@ class Ledger:
         """Drop frames from those set aside that are no longer in the dump."""
         self.aside = {frame_id: error for frame_id, error in self.aside.items() if frame_id in frame_ids}
 
-    def _note(self, entry: dict[str, Any]) -> None:
-        frame_id = entry["frame_id"]
-        if entry["error"]:
-            self.aside[frame_id] = entry["error"]
-        else:
-            self.parts[frame_id] = entry["part"]
-            self.aside.pop(frame_id, None)
+    def withdraw(self, changed: Iterable[str], removed: Iterable[str]) -> None:
+        """Take back that frames are finished, on storage before anything else happens to them."""
+        changed, removed = sorted(changed), sorted(removed)
+        if not changed and not removed:
+            return
+        self._put_json(self._next(_WITHDRAWN), {"changed": changed, "removed": removed})
+        for frame_id in (*changed, *removed):
+            self.parts.pop(frame_id, None)
+            self.identities.pop(frame_id, None)
+        self.withdrawn = (self.withdrawn | set(changed)) - set(removed)
+
+    def renew(self, identities: Mapping[str, str]) -> None:
+        """Note what the inputs of frames are now, where an identity has changed though the frame has not."""
+        if identities:
+            for frame_id, identity in identities.items():
+                self._renewed[frame_id] = [self._renewed.get(frame_id, [self.identities[frame_id]])[0], identity]
+                self.identities[frame_id] = identity
+            self._put_json("identities.json", self._renewed)
+
+    def file_names(self, frame_ids: Container[str]) -> dict[str, str]:
+        """The image's path of each of these frames when it was last finished, withdrawn or not."""
+        found = {}
+        for _, entry in _segments(self.root):
+            if entry["frame_id"] in frame_ids and not entry["error"]:
+                found[entry["frame_id"]] = entry.get("file_name", "")
+        return found
+
+    def note_run(self, facts: Mapping[str, Any]) -> None:
+        """Keep what is known of the latest run when it starts, in `latest.json`."""
+        self._put_json("latest.json", dict(facts))
+
+    def finished(self) -> str | None:
+        """The key under which the final output was last written, None where it never was."""
+        url = f"{self.root}/finished.json"
+        return _parse(url, storage.read(url)).get("key") if storage.exists(url) else None
+
+    def note_finished(self, key: str | None) -> None:
+        """Keep the key of the final output as it is now; None while it is being written."""
+        self._put_json("finished.json", {"key": key})
 
     def record(self, receipts: Iterable[Receipt]) -> None:
         """Take note of finished frames; they are on storage at the latest FLUSH_SECONDS later."""
         for receipt in receipts:
-            self._note({"frame_id": receipt.frame_id, "error": receipt.error, "part": receipt.part})
+            self._note(receipt.frame_id, receipt.error, receipt.part, receipt.identity)
             self._pending.append(receipt)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
@@ -83,7 +153,7 @@ class Ledger:
         """Write the receipts since the last flush as one new segment."""
         if self._pending:
             lines = "".join(json.dumps(asdict(receipt)) + "\n" for receipt in self._pending)
-            storage.put(f"{self.root}/{time.time_ns():020d}.jsonl", lines.encode())
+            storage.put(f"{self.root}/{self._next('.jsonl')}", lines.encode())
             self._pending = []
         self._flushed = time.monotonic()
 
@@ -100,14 +170,67 @@ class Ledger:
         else:
             storage.remove(table)
 
+    def _note(self, frame_id: str, error: str, part: str, identity: str) -> None:
+        if error:
+            self.aside[frame_id] = error
+            self.parts.pop(frame_id, None)
+            self.identities.pop(frame_id, None)
+        else:
+            # A part has many frames, and its name comes anew with each of them.
+            self.parts[frame_id] = sys.intern(part)
+            self.identities[frame_id] = identity
+            self.aside.pop(frame_id, None)
+        self._renewed.pop(frame_id, None)
+        self.withdrawn.discard(frame_id)
+
+    def _next(self, ending: str) -> str:
+        # On another machine the clock may be behind that of the run before, whose files must stay the older ones.
+        self._newest = max(time.time_ns(), self._newest + 1)
+        return f"{self._newest:020d}{ending}"
+
+    def _numbered(self) -> list[str]:
+        names = storage.find(self.root, (".jsonl", _WITHDRAWN))
+        return [name for name in names if name.split(".")[0].isdecimal()]
+
+    def _read_renewed(self) -> dict[str, list[str]]:
+        url = f"{self.root}/identities.json"
+        return _parse(url, storage.read(url)) if storage.exists(url) else {}
+
+    def _put_json(self, name: str, content: Any) -> None:
+        storage.put(f"{self.root}/{name}", json.dumps(content, indent=1, sort_keys=True).encode())
+
 
 def read_receipts(output: str) -> Iterator[dict[str, Any]]:
-    """The receipts of all runs on an output, in the order of their frames' ends; none where it has no ledger."""
+    """The receipts of all runs on an output, in the order of their frames' ends; none where it has no ledger.
+
+    Those of frames that were withdrawn later are left out.
+    """
     root = f"{output.rstrip('/')}/_ledger"
     if storage.exists(f"{root}/run.json"):
-        for name in storage.find(root, (".jsonl",)):
-            for line in storage.read(f"{root}/{name}").splitlines():
-                yield _parse(f"{root}/{name}", line)
+        gone = _withdrawn(root)
+        for name, entry in _segments(root):
+            if entry["frame_id"] not in gone or name > gone[entry["frame_id"]][0]:
+                yield entry
+
+
+def _segments(root: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every receipt with the name of its segment."""
+    names = storage.find(root, (".jsonl",))
+    with ThreadPoolExecutor(16) as threads:
+        for start in range(0, len(names), READ_AHEAD):
+            chunk = names[start : start + READ_AHEAD]
+            for name, data in zip(chunk, threads.map(lambda name: storage.read(f"{root}/{name}"), chunk)):
+                for line in data.splitlines():
+                    yield name, _parse(f"{root}/{name}", line)
+
+
+def _withdrawn(root: str) -> dict[str, tuple[str, bool]]:
+    """Frames taken back -> the name of the file that last said so, and whether they changed (or were removed)."""
+    gone = {}
+    for name in storage.find(root, (_WITHDRAWN,)):
+        for kind, frame_ids in _parse(f"{root}/{name}", storage.read(f"{root}/{name}")).items():
+            gone.update(dict.fromkeys(frame_ids, (name, kind == "changed")))
+    return gone
 
 
 def _parse(url: str, data: bytes) -> dict[str, Any]:

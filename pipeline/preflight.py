@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
-from pipeline import dump, flow, storage
+from pipeline import dump, flow, run, storage
 from pipeline.config import NMS_THRESHOLDS, RefineConfig
 from pipeline.guard import GuardConfig
 from pipeline.ledger import read_receipts
@@ -58,7 +58,7 @@ def check(config: CheckConfig) -> Report:
     settled = None
     with _finding("settings", checks):
         # Paths are worth a look even where the weights are not.
-        settled = flow._absolute(config if digest else replace(config, checkpoint="hrnet18s_128"))
+        settled = run.absolute(config if digest else replace(config, checkpoint="hrnet18s_128"))
     if settled is None:
         return Report(checks, None)
     if settled.parity:
@@ -187,7 +187,7 @@ def _dump(config: CheckConfig, digest: str | None, checks: list[Check]) -> Estim
     with _finding("earlier run", checks):
         done = _finished(config.output)
         if digest:
-            checks.append(_earlier_run(config, flow._fingerprint(config, form, output_form, cutting, digest), done))
+            checks.append(_earlier_run(config, run.fingerprint(config, form, output_form, cutting, digest), done))
     found, measured = check_frames(config, config.sample, reader, cutting, form, output_form, refs)
     checks += found
     to_do = estimate(measured, sum(not ref.error and ref.frame_id not in done for ref in refs))

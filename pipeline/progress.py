@@ -34,9 +34,20 @@ class Summary:
     """Of the flow, from when the first block left the network to the last frame finished; None for a single block."""
     reasons: dict[str, int]
     """Number of instances that have a reason (`guard.REASONS`), by reason."""
+    new: int = 0
+    """Frames of the dump that no earlier run on this output has finished."""
+    changed: int = 0
+    """Frames that one has finished, with another image or other predictions."""
+    unchanged: int = 0
+    removed: int = 0
+    """Frames that earlier runs have finished and the dump does not have any more."""
+    pruned: bool = False
+    """Whether the outputs of those were removed."""
 
     def __str__(self) -> str:
+        removed = f"{self.removed} removed" + (" (outputs as well)" if self.removed and self.pruned else "")
         lines = [
+            f"dump         {self.new} new, {self.changed} changed, {removed}, {self.unchanged} unchanged",
             f"frames       {self.frames} refined now, {self.done_before} before, {len(self.quarantined)} set aside",
             f"instances    {self.instances}, {self._by_status()}",
             f"patches      {self.patches}"

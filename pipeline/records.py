@@ -27,6 +27,8 @@ class FrameRef:
     """The place of each instance in a dump that has one order over all frames (COCO json); empty elsewhere."""
     error: str = ""
     """What the listing found wrong with this frame; it is then set aside instead of refined."""
+    identity: str = ""
+    """Changes with the frame's image and predictions, as `pipeline.identity` has it; empty where nobody asked."""
 
 
 @dataclass(slots=True)

@@ -51,6 +51,9 @@ class Work:
     seconds: dict[str, float] = field(default_factory=dict)
     refined_at: float = 0.0
     """Unix time at which its patches left the network."""
+    file_name: str = ""
+    identity: str = ""
+    """What its inputs were when it was read."""
 
     @property
     def patches(self) -> int:
@@ -71,6 +74,9 @@ class Receipt:
     refined_at: float
     reasons: dict[str, int] = field(default_factory=dict)
     """Number of instances that have a reason (`guard.REASONS`), by reason."""
+    file_name: str = ""
+    identity: str = ""
+    """What the frame's inputs were (`pipeline.identity`); empty where it was set aside."""
 
 
 @contextmanager
@@ -124,7 +130,7 @@ def extract(
     ref: FrameRef, reader: Reader, images: str, cutting: Cutting, guard: GuardConfig
 ) -> tuple[Work, np.ndarray]:
     """Read one frame and cut its patches (N, P, P, 4) uint8. Whatever is wrong with it becomes `Work.error`."""
-    work = Work(ref.frame_id)
+    work = Work(ref.frame_id, file_name=ref.file_name)
     patches = np.zeros((0, *(cutting.patch_px + 2 * cutting.padding,) * 2, 4), np.uint8)
     with _timed(work, "extract"):
         try:
@@ -132,6 +138,7 @@ def extract(
             height, width = image.shape[:2]
             instances = reader.read(ref, width, height)
             boxes, patches = cut(image, instances, cutting, guard)
+            work.identity = reader.identity(ref, instances)
             work.frame, work.boxes = Frame(ref.frame_id, ref.file_name, width, height, instances), boxes
         except InputError as error:
             work.error = str(error)
@@ -207,6 +214,8 @@ def commit(works: Sequence[Work], writer: Writer) -> list[Receipt]:
             work.seconds,
             work.refined_at,
             dict(Counter(i.reason for i in work.frame.instances if i.reason)) if work.frame else {},
+            work.file_name,
+            work.identity if work.frame else "",
         )
         for work in works
     ]

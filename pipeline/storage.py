@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import IO
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from typing import IO, Any
 from uuid import uuid4
 
 import fsspec
 
 from pipeline.records import InputError
+
+_TAGS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "updated", "modified", "created")
+"""What stores call the tag of a file's content, or the time of its last change; a tag tells more, and comes first."""
 
 
 def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -22,6 +27,11 @@ def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def _is_local(fs: fsspec.AbstractFileSystem) -> bool:
     return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+
+
+def is_local(url: str) -> bool:
+    """Whether a URL names files of this machine."""
+    return _is_local(_open(url)[0])
 
 
 def stays_below(relative: str) -> bool:
@@ -80,6 +90,70 @@ def find(root: str, suffixes: tuple[str, ...]) -> list[str]:
     return sorted(found[len(base) + 1 :] for found in fs.find(path) if found.lower().endswith(suffixes))
 
 
+def versions(root: str) -> Iterator[tuple[str, str]]:
+    """Path, relative to the folder `root`, and version of all files below it, in no order, from the listing alone.
+
+    A version is another whenever the file may have changed: its size with its modification time, or with the content
+    tag of an object store. It is empty where the store tells neither, and for a link to nothing.
+    """
+    fs, path = _open(root)
+    if not fs.isdir(path):
+        raise InputError(f"{root}: expected a folder")
+    base = path.rstrip("/")
+    if not _is_local(fs):
+        fs.invalidate_cache(path)
+        for found, info in fs.find(path, detail=True).items():
+            yield found[len(base) + 1 :], _version_of(info)
+        return
+    folders = [base or "/"]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                else:
+                    yield entry.path[len(base) + 1 :], _local_version(entry)
+
+
+def versions_of(root: str, paths: Sequence[str]) -> list[str]:
+    """The versions, as in `versions`, of single files below the folder `root`, one question each; empty where none is.
+
+    `paths` are known to stay below the folder; an empty one is `root` itself, which may be a file.
+    """
+    fs, base = _open(root)
+    base = base.rstrip("/")
+    if _is_local(fs):
+        return [_local_version(f"{base}/{path}" if path else base) for path in paths]
+
+    def ask(path: str) -> str:
+        try:
+            return _version_of(fs.info(f"{base}/{path}" if path else base))
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise _unreadable(f"{root}/{path}", error) from None
+
+    with ThreadPoolExecutor(32) as threads:
+        return list(threads.map(ask, paths))
+
+
+def _local_version(file: str | os.DirEntry[str]) -> str:
+    try:
+        status = file.stat() if isinstance(file, os.DirEntry) else os.stat(file)
+    except OSError:
+        return ""
+    return f"{status.st_size}:{status.st_mtime_ns}"
+
+
+def _version_of(info: Mapping[str, Any]) -> str:
+    tag = next((info[name] for name in _TAGS if info.get(name)), None)
+    if tag is None:
+        return ""
+    # Stores write it in another way when asked for one file.
+    tag = tag.timestamp() if isinstance(tag, datetime) else str(tag).strip('"')
+    return f"{info.get('size')}:{tag}"
+
+
 def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
     """The bytes of a file, or of the range [start, end) of it. InputError names a file that cannot be read."""
     fs, path = _open(url)
@@ -115,6 +189,58 @@ def put(url: str, data: bytes) -> None:
             file.write(data)
     else:
         fs.pipe_file(path, data)
+
+
+def create(url: str, data: bytes) -> bool:
+    """Write a file whole unless it is there; whether this call has written it.
+
+    Of several processes that call this at once, one writes: on local file systems, and on stores whose fsspec package
+    has a create mode (s3fs, gcsfs, memory). On others, and on local ones without hard links, two may.
+    """
+    fs, path = _open(url)
+    if not _is_local(fs):
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        except (NotImplementedError, TypeError, ValueError):
+            if fs.exists(path):
+                return False
+            fs.pipe_file(path, data)
+        return True
+    temporary = f"{path}.{uuid4().hex}.tmp"
+    put(temporary, data)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        if os.path.exists(path):
+            return False
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    return True
+
+
+@contextmanager
+def locked(folder: str) -> Iterator[None]:
+    """Let one process at a time pass, where the folder is local and its file system has locks; elsewhere all do."""
+    fs, path = _open(folder)
+    if not _is_local(fs):
+        yield
+        return
+    import fcntl
+
+    os.makedirs(path, exist_ok=True)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from pipeline import storage
 from pipeline.formats.mask_png import decode_png, encode_png
+from pipeline.identity import digest
 from pipeline.records import Frame, FrameRef, InputError, Instance
 
 PRED = "_pred.txt"
@@ -29,20 +32,42 @@ class CityscapesReader:
     predictions: str
     images: str
 
-    def list_frames(self) -> list[FrameRef]:
-        """One reference per `_pred.txt`, by path. InputError where there is none or one of the folders is missing."""
-        listed = storage.find(self.predictions, (PRED,))
+    def list_frames(self, known: Mapping[str, str] | None = None) -> list[FrameRef]:
+        """One reference per `_pred.txt`, by path. InputError where there is none or one of the folders is missing.
+
+        A frame's identity covers its `_pred.txt`, its image, and the files below `predictions` whose names begin with
+        the image's, as those of its PNGs nearly always do; `+` all others, for the frame that reads one of them.
+        """
+        listed: dict[str, str] = {}
+        others: list[tuple[str, str, str]] = []
+        for path, version in storage.versions(self.predictions):
+            if path.lower().endswith(PRED):
+                listed[path] = version
+            elif known is not None:
+                others.append((posixpath.basename(path), path, version))
         if not listed:
             raise InputError(f"{self.predictions}: expected files named <image>{PRED} in or below this folder")
         images, same = defaultdict(list), defaultdict(list)
-        for path in storage.find(self.images, IMAGES):
-            images[posixpath.splitext(posixpath.basename(path))[0]].append(path)
-        for path in listed:
+        for path, version in storage.versions(self.images):
+            if path.lower().endswith(IMAGES):
+                images[posixpath.splitext(posixpath.basename(path))[0]].append((path, version))
+        paths = sorted(listed)
+        for path in paths:
             same[_stem(path)].append(path)
-        return [self._ref(path, images.get(_stem(path), []), same[_stem(path)]) for path in listed]
+        refs = [self._ref(path, sorted(images.get(_stem(path), [])), same[_stem(path)]) for path in paths]
+        if known is None:
+            return refs
+        own, whole = _files_by_stem(same, others)
+        identities = []
+        for ref in refs:
+            stem = _stem(ref.source)
+            image = [value for found in images.get(stem, []) for value in found]
+            identities.append(f"{digest(*image)}.{digest(listed[ref.source], own[stem])}+{whole}")
+        return [replace(ref, identity=identity) for ref, identity in zip(refs, identities)]
 
-    def _ref(self, path: str, images: list[str], same: list[str]) -> FrameRef:
+    def _ref(self, path: str, found: list[tuple[str, str]], same: list[str]) -> FrameRef:
         stem, error = _stem(path), ""
+        images = [image for image, _ in found]
         if len(same) > 1:
             error = f"expected one {stem}{PRED}, found {' and '.join(same)}"
         elif len(images) > 1:
@@ -55,6 +80,12 @@ class CityscapesReader:
             source=path,
             error=error and f"{storage.join(self.predictions, path)}: {error}",
         )
+
+    def identity(self, ref: FrameRef, instances: Sequence[Instance]) -> str:
+        """Without all other files, where every PNG has a name that begins with the image's."""
+        stem = _stem(ref.source)
+        own = all(posixpath.basename(instance.instance_id).startswith(stem) for instance in instances)
+        return ref.identity.partition("+")[0] if own else ref.identity
 
     def read(self, ref: FrameRef, width: int, height: int) -> list[Instance]:
         """The instances in the order of the lines; an instance's id is its PNG's path as the line has it.
@@ -89,10 +120,12 @@ class CityscapesWriter:
     """Writes below the folder `output`; nothing is left to do when all frames are committed."""
 
     output: str
+    result: ClassVar[str] = ""
 
     def commit(self, frames: Sequence[Frame]) -> str:
         """Each frame's PNGs (8-bit gray, 0 and 255, full frame), then its `_pred.txt`, in the frame's order.
 
+        PNGs that an earlier `_pred.txt` of the frame lists and this one does not are removed.
         Paths are those of the input where it was a Cityscapes folder. Elsewhere a frame is named after its image,
         and its PNGs `<image>_<number>.png`.
         """
@@ -105,11 +138,58 @@ class CityscapesWriter:
                 png = encode_png(instance.mask, instance.origin, frame.width, frame.height)
                 storage.put(storage.join(self.output, posixpath.join(folder, name)), png)
                 lines.append(f"{name} {instance.category_id} {float(instance.score)!r}\n")
+            # Before the list is replaced: a run killed in between finds them in it again.
+            for path in self._listed_pngs(base) - {posixpath.normpath(posixpath.join(folder, name)) for name in names}:
+                storage.remove(storage.join(self.output, path))
             storage.put(storage.join(self.output, base + PRED), "".join(lines).encode())
         return ""
 
+    def _listed_pngs(self, base: str) -> set[str]:
+        """Paths of the PNGs that the `_pred.txt` of a frame in the output lists."""
+        file = storage.join(self.output, base + PRED)
+        if not storage.exists(file):
+            return set()
+        fields = (line.split() for line in storage.read(file).decode(errors="replace").splitlines())
+        paths = {posixpath.normpath(posixpath.join(posixpath.dirname(base), line[0])) for line in fields if line}
+        # A file that was there before is not trusted: only PNGs below the output are the frame's.
+        return {path for path in paths if path.endswith(".png") and storage.stays_below(path)}
+
     def finish(self, refs: Sequence[FrameRef], parts: Mapping[str, str]) -> None:
         """Nothing: the committed frames are the final output."""
+
+    def withdraw(self, gone: Sequence[FrameRef], listed: Sequence[FrameRef]) -> None:
+        """Remove the PNGs of each frame and then its `_pred.txt`, so that one killed in between can be repeated."""
+        owners: dict[str, str] = {}
+        for ref in listed if gone else ():
+            if ref.file_name and not ref.error:
+                owners.setdefault(base_path(ref), ref.frame_id)
+        for ref in gone:
+            base = base_path(ref)
+            if base in owners or not storage.stays_below(base) or not storage.exists(f"{self.output}/{base}{PRED}"):
+                continue
+            for path in sorted(self._listed_pngs(base)):
+                storage.remove(storage.join(self.output, path))
+            storage.remove(storage.join(self.output, base + PRED))
+
+
+def _files_by_stem(stems: Iterable[str], files: list[tuple[str, str, str]]) -> tuple[dict[str, str], str]:
+    """For each stem a digest of all files (name, path, version) whose name begins with it; and one of all files."""
+    whole = hashlib.blake2b(digest_size=8)
+    own = {}
+    # In order of names, those that begin with a stem follow right behind it.
+    begun: list[tuple[str, Any]] = []
+    for name, path, version in sorted([*files, *((stem, "", "") for stem in stems)]):
+        while begun and not name.startswith(begun[-1][0]):
+            stem, made = begun.pop()
+            own[stem] = made.hexdigest()
+        if not path:
+            begun.append((name, hashlib.blake2b(digest_size=8)))
+            continue
+        entry = digest(path, version).encode()
+        for _, made in [*begun, ("", whole)]:
+            made.update(entry)
+    own.update((stem, made.hexdigest()) for stem, made in begun)
+    return own, whole.hexdigest()
 
 
 def _stem(path: str) -> str:

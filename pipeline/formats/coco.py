@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import string
 import sys
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from pipeline import rle, storage
 from pipeline.formats import json_list
 from pipeline.formats import parts as part_files
+from pipeline.identity import digest, image_versions
 from pipeline.records import Frame, FrameRef, InputError, Instance
 
 NEARBY = 64 << 10
@@ -49,17 +51,18 @@ class CocoReader:
         if self.image_pattern is not None:
             _check_pattern(self.image_pattern)
 
-    def list_frames(self) -> list[FrameRef]:
+    def list_frames(self, known: Mapping[str, str] | None = None) -> list[FrameRef]:
         """One reference per image in the order in which they first appear. Entries are seen one at a time.
 
+        A frame's identity covers the bytes of its entries, and its image; not where in the file the entries are.
         InputError names the byte where the file is no list of objects, or the entry whose `image_id` is no id.
         """
         file_names, categories = _read_image_list(self.image_list) if self.image_list is not None else (None, None)
         owner_of: dict[str, int] = {}
         image_ids: list[int | str] = []
         unknown: dict[int, str] = {}
-        spans, owners = array("q"), array("q")
-        for number, (offset, length, entry) in enumerate(json_list.scan(self.predictions)):
+        spans, owners, contents = array("q"), array("q"), bytearray()
+        for number, (offset, data, entry) in enumerate(json_list.scan_bytes(self.predictions)):
             image_id = entry.get("image_id")
             if type(image_id) not in (int, str) or not str(image_id).isprintable():
                 raise InputError(
@@ -74,12 +77,15 @@ class CocoReader:
             if categories is not None and type(category) is int and category not in categories:
                 message = f"unknown category {category}, expected one that {self.image_list} lists"
                 unknown.setdefault(owner, f"{self._entry(number)}: {message}")
-            spans.extend((offset, length))
+            spans.extend((offset, len(data)))
             owners.append(owner)
+            if known is not None:
+                contents += hashlib.blake2b(data, digest_size=8).digest()
         numbers = np.argsort(np.array(owners, np.int64), kind="stable")
         ends = np.cumsum(np.bincount(np.array(owners, np.int64), minlength=len(image_ids)))
         of_entry = np.array(spans, np.int64).reshape(-1, 2)
-        refs = []
+        of_content = np.frombuffer(contents, np.uint64)
+        refs, predictions = [], []
         for owner, (image_id, mine) in enumerate(zip(image_ids, np.split(numbers, ends[:-1]))):
             file_name, error = self._file_name(image_id, file_names)
             refs.append(
@@ -91,7 +97,18 @@ class CocoReader:
                     error=f"{self._entry(int(mine[0]))}: {error}" if error else unknown.get(owner, ""),
                 )
             )
-        return refs
+            if known is not None:
+                predictions.append(digest(of_content[mine].tobytes()))
+        if known is None:
+            return refs
+        versions = image_versions(self.images, (ref.file_name for ref in refs))
+        return [
+            replace(ref, identity=f"{digest(ref.file_name, versions.get(ref.file_name, ''))}.{content}")
+            for ref, content in zip(refs, predictions)
+        ]
+
+    def identity(self, ref: FrameRef, instances: Sequence[Instance]) -> str:
+        return ref.identity
 
     def _entry(self, number: int) -> str:
         return f"{self.predictions}: entry {number}"
@@ -148,6 +165,10 @@ class CocoWriter:
     """
 
     output: str
+    result: ClassVar[str] = "refined.json"
+
+    def withdraw(self, gone: Sequence[FrameRef], listed: Sequence[FrameRef]) -> None:
+        """Nothing: frames that no part holds are not in the next json."""
 
     def commit(self, frames: Sequence[Frame]) -> str:
         return part_files.commit(self.output, frames)

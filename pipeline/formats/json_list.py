@@ -24,6 +24,12 @@ def scan(url: str) -> Iterator[tuple[int, int, dict[str, Any]]]:
 
     InputError names the byte where the file is anything else than one list of objects.
     """
+    for offset, data, value in scan_bytes(url):
+        yield offset, len(data), value
+
+
+def scan_bytes(url: str) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
+    """As `scan`, with the bytes of every object."""
     with storage.open_read(url) as file:
         text = _Text(url, file)
         if text.next() != "[":
@@ -83,13 +89,14 @@ class _Text:
             if not self.grow():
                 return ""
 
-    def take(self) -> tuple[int, int, dict[str, Any]]:
+    def take(self) -> tuple[int, bytes, dict[str, Any]]:
         while True:
             try:
                 value, end = self.decode(self.text, self.at)
                 data = self.text[self.at : end]
+                content = data.encode("latin-1")
                 if not data.isascii():
-                    value = json.loads(data.encode("latin-1"))
+                    value = json.loads(content)
                 break
             except json.JSONDecodeError as error:
                 # A literal, number or escape that the chunk cuts is reported where it begins, a string by its message.
@@ -100,6 +107,6 @@ class _Text:
                     raise self.error("the rest of an object", len(self.text)) from None
             except (ValueError, RecursionError) as error:
                 raise self.error(f"json ({type(error).__name__})") from None
-        offset, length = self.base + self.at, end - self.at
+        offset = self.base + self.at
         self.at = end
-        return offset, length, value
+        return offset, content, value

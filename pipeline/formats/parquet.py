@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ import pyarrow.types as kind
 
 from pipeline import rle, storage
 from pipeline.formats import parts as part_files
+from pipeline.identity import digest, image_versions
 from pipeline.records import FRAME_SCHEMA, Frame, FrameRef, InputError, Instance
 
 FRAMES_PER_FILE = 2048
@@ -79,20 +81,24 @@ class ParquetReader:
     predictions: str
     images: str
 
-    def list_frames(self) -> list[FrameRef]:
+    def list_frames(self, known: Mapping[str, str] | None = None) -> list[FrameRef]:
         """One reference per row, by file and row; only ids and file names are read.
 
+        A frame's identity covers the values that are read of its row, and its image. Only row groups with a row that is
+        not known, at this place in a file of this version, are read for that.
         InputError names the file, and the column that is missing or of another type.
         """
         # A file of the same name may have been written anew since this process read from it.
         _row_group.cache_clear()
-        refs = []
+        refs, predictions = [], []
         for url in self._files():
+            version = storage.versions_of(url, [""])[0] if known is not None else ""
             with _open(url) as file:
                 _check(url, file.schema_arrow)
                 for group in range(file.num_row_groups):
                     names = file.read_row_group(group, columns=["frame_id", "file_name"], use_threads=False)
                     pairs = zip(names["frame_id"].to_pylist(), names["file_name"].to_pylist())
+                    first = len(refs)
                     for row, (frame_id, file_name) in enumerate(pairs):
                         if not frame_id:
                             raise InputError(f"{url}: row group {group}, row {row}: expected a frame_id")
@@ -103,11 +109,20 @@ class ParquetReader:
                             expected = f"expected a path that stays below {self.images}"
                             error = f"{url}: frame {frame_id}: file_name {file_name!r}, {expected}"
                         refs.append(FrameRef(frame_id, file_name or "", (url, group, row), error=error))
+                    if known is not None:
+                        predictions += _contents(file, refs[first:], version, known)
         times = Counter(ref.frame_id for ref in refs)
+        refs = [replace(ref, error=_repeated(ref)) if times[ref.frame_id] > 1 else ref for ref in refs]
+        if known is None:
+            return refs
+        versions = image_versions(self.images, (ref.file_name for ref in refs))
         return [
-            FrameRef(ref.frame_id, ref.file_name, ref.source, error=_repeated(ref)) if times[ref.frame_id] > 1 else ref
-            for ref in refs
+            replace(ref, identity=f"{digest(ref.file_name, versions.get(ref.file_name, ''))}.{content}")
+            for ref, content in zip(refs, predictions)
         ]
+
+    def identity(self, ref: FrameRef, instances: Sequence[Instance]) -> str:
+        return ref.identity
 
     def _files(self) -> Sequence[str]:
         if not storage.is_dir(self.predictions):
@@ -142,6 +157,10 @@ class ParquetWriter:
     """Writes `part-00000.parquet` and so on below the folder `output`, under FRAME_SCHEMA."""
 
     output: str
+    result: ClassVar[str] = "part-00000.parquet"
+
+    def withdraw(self, gone: Sequence[FrameRef], listed: Sequence[FrameRef]) -> None:
+        """Nothing: frames that no part holds are not in the next files."""
 
     def commit(self, frames: Sequence[Frame]) -> str:
         return part_files.commit(self.output, frames)
@@ -150,8 +169,8 @@ class ParquetWriter:
         """The frames in the order of `refs`, FRAMES_PER_FILE to a file; files of a longer dump are removed."""
         waiting: list[pa.Table] = []
         written: set[str] = set()
-        for _, table in part_files.Parts(self.output, parts).in_order(refs):
-            waiting.append(table.select(FRAME_SCHEMA.names))
+        for place, table in part_files.Parts(self.output, parts).in_order(refs):
+            waiting.append(_numbered(table.select(FRAME_SCHEMA.names), refs[place].positions))
             if len(waiting) == FRAMES_PER_FILE:
                 written.add(self._write(len(written), waiting))
                 waiting = []
@@ -168,6 +187,18 @@ class ParquetWriter:
         with storage.open_write(storage.join(self.output, name)) as file:
             pq.write_table(table, file, row_group_size=FRAMES_PER_GROUP, compression="zstd")
         return name
+
+
+def _numbered(row: pa.Table, positions: Sequence[int]) -> pa.Table:
+    """A frame of a dump with one order over all frames, its instances named by their places as they are now."""
+    instances = row["instances"].to_pylist()[0] if positions else []
+    for instance, position in zip(instances, positions):
+        instance["instance_id"] = str(position)
+    return (
+        row.set_column(4, FRAME_SCHEMA.field(4), pa.array([instances], FRAME_SCHEMA.field(4).type))
+        if instances
+        else row
+    )
 
 
 @contextmanager
@@ -187,6 +218,24 @@ def _row_group(url: str, group: int) -> pa.Table:
         if group >= file.num_row_groups:
             raise InputError(f"{url}: expected row group {group} that was listed here; the file has changed")
         return file.read_row_group(group, columns=list(_COLUMNS), use_threads=False)
+
+
+def _contents(file: pq.ParquetFile, refs: Sequence[FrameRef], version: str, known: Mapping[str, str]) -> list[str]:
+    """`<digest of the values>@<place>` for the rows of one row group, taken from `known` where all have their place."""
+    places = [digest(version, *map(str, ref.source)) for ref in refs]
+    if version:
+        before = [known.get(ref.frame_id, "").partition(".")[2] for ref in refs]
+        if all(content.partition("@")[2] == place for content, place in zip(before, places)):
+            return before
+    table = file.read_row_group(refs[0].source[1], columns=["height", "width", "instances"], use_threads=False)
+    columns = [*_NEEDED, *_OPTIONAL]
+    found = []
+    for number, place in enumerate(places):
+        (row,) = table.slice(number, 1).to_pylist()
+        values = [row["height"], row["width"]]
+        values += [fields and [fields.get(name) for name in columns] for fields in row["instances"] or []]
+        found.append(f"{digest(json.dumps(values))}@{place}")
+    return found
 
 
 def _repeated(ref: FrameRef) -> str:

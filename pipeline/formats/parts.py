@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -50,14 +50,23 @@ def _instance(instance: Instance, width: int, height: int) -> dict[str, Any]:
 
 
 def commit(output: str, frames: Sequence[Frame]) -> str:
-    """Write frames as one part named after their ids; returns its path below `output`."""
+    """Write frames as one part named after its content; returns its path below `output`."""
     rows = [row(frame) | {"extra": [json.dumps(i.extra) for i in frame.instances]} for frame in frames]
-    name = hashlib.sha256("\n".join(frame.frame_id for frame in frames).encode()).hexdigest()[:16]
-    path = f"{FOLDER}/{name}.parquet"
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, PART_SCHEMA), buffer, compression="zstd")
-    storage.put(storage.join(output, path), buffer.getvalue().to_pybytes())
+    data = buffer.getvalue().to_pybytes()
+    # After a frame has changed, the part that an interrupted run spoke of must not be another one's.
+    path = f"{FOLDER}/{hashlib.sha256(data).hexdigest()[:16]}.parquet"
+    storage.put(storage.join(output, path), data)
     return path
+
+
+def sweep(output: str, parts: Container[str]) -> None:
+    """Delete the parts that are not among `parts`: left by a killed run, or of frames that were refined anew."""
+    folder = storage.join(output, FOLDER)
+    for name in storage.find(folder, (".parquet",)) if storage.is_dir(folder) else ():
+        if f"{FOLDER}/{name}" not in parts:
+            storage.remove(storage.join(folder, name))
 
 
 class Parts:

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import flow
 from pipeline.ledger import Ledger
+from pipeline.run import run as refine_dump
 from tests.dumps import make_dump, tree
 
 ray = pytest.importorskip("ray")
@@ -21,8 +21,8 @@ def cluster():
 @pytest.mark.parametrize("form", ["cityscapes", "coco", "parquet"])
 def test_a_cluster_and_one_process_write_the_same_bytes(cluster, tmp_path, checkpoint_path, form):
     dump = make_dump(tmp_path / "dump", frames=7)
-    one = flow.run(dump.config(form, tmp_path / "local", checkpoint_path, local=True), log=lambda _: None)
-    many = flow.run(dump.config(form, tmp_path / "ray", checkpoint_path), log=lambda _: None)
+    one = refine_dump(dump.config(form, tmp_path / "local", checkpoint_path, local=True), log=lambda _: None)
+    many = refine_dump(dump.config(form, tmp_path / "ray", checkpoint_path), log=lambda _: None)
     # A COCO results json does not mention frames without an entry.
     expected = sum(bool(masks) for masks in dump.masks) if form == "coco" else 7
     assert one.frames == many.frames == expected
@@ -37,7 +37,7 @@ def test_on_a_cluster_a_bad_frame_is_set_aside_and_the_others_are_refined(cluste
     dump = make_dump(tmp_path / "dump")
     (dump.root / "images" / "frame_003.png").write_bytes(b"not an image")
     config = dump.config("cityscapes", tmp_path / "out", checkpoint_path)
-    summary = flow.run(config, log=lambda _: None)
+    summary = refine_dump(config, log=lambda _: None)
     assert summary.frames == 4
     assert list(summary.quarantined) == ["frame_003"]
     assert "frame_003.png: expected an image" in summary.quarantined["frame_003"]
@@ -48,9 +48,9 @@ def test_on_a_cluster_a_bad_frame_is_set_aside_and_the_others_are_refined(cluste
 
 def test_a_run_started_again_on_a_cluster_does_only_what_is_missing(cluster, tmp_path, checkpoint_path):
     dump = make_dump(tmp_path / "dump")
-    first = flow.run(dump.config("parquet", tmp_path / "out", checkpoint_path, limit=3), log=lambda _: None)
-    second = flow.run(dump.config("parquet", tmp_path / "out", checkpoint_path), log=lambda _: None)
-    flow.run(dump.config("parquet", tmp_path / "whole", checkpoint_path, local=True), log=lambda _: None)
+    first = refine_dump(dump.config("parquet", tmp_path / "out", checkpoint_path, limit=3), log=lambda _: None)
+    second = refine_dump(dump.config("parquet", tmp_path / "out", checkpoint_path), log=lambda _: None)
+    refine_dump(dump.config("parquet", tmp_path / "whole", checkpoint_path, local=True), log=lambda _: None)
     assert (first.frames, first.done_before) == (3, 0)
     assert (second.frames, second.done_before) == (2, 3)
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")

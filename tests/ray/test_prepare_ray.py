@@ -44,5 +44,6 @@ def test_a_cluster_and_one_process_cut_the_same_shards(cluster, tmp_path):
     )
     assert _shards(tmp_path / "one") == _shards(tmp_path / "many")
     assert one.card["patches"] == many.card["patches"]
-    assert one.card["instances"] == 5
+    # One of the five objects drawn is in the image that cannot be read.
+    assert one.card["instances"] == many.card["instances"] == 4
     assert list(many.aside) == ["frame5"]

@@ -9,11 +9,12 @@ from pipeline import flow
 from pipeline.config import RefineConfig
 from pipeline.guard import GuardConfig
 from pipeline.records import InputError
+from pipeline.run import run as refine_dump
 from tests.dumps import make_dump, tree
 
 
 def _run(config: RefineConfig):
-    return flow.run(config, log=lambda _: None)
+    return refine_dump(config, log=lambda _: None)
 
 
 @pytest.mark.parametrize("form", ["cityscapes", "coco", "parquet"])

@@ -14,7 +14,7 @@ from jobs import refine as job
 from pipeline import flow
 from tests.dumps import make_dump, tree
 
-LOAD_REFINER = flow._load_refiner
+LOAD_REFINER = flow.load_refiner
 INPUTS = {"cityscapes": "cityscapes", "coco": "results.json", "parquet": "frames.parquet"}
 OUTPUTS = {"cityscapes": "", "coco": "refined.json", "parquet": "part-00000.parquet"}
 
@@ -30,7 +30,7 @@ class Blur:
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs the job in this process: exit status, standard output, standard error."""
-    monkeypatch.setattr(flow, "_load_refiner", lambda *_: Blur())
+    monkeypatch.setattr(flow, "load_refiner", lambda *_: Blur())
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["jobs/refine.py", *map(str, arguments)])
@@ -286,7 +286,7 @@ def _one_key_less(path):
 def test_a_checkpoint_that_does_not_fit_is_one_line_and_may_be_replaced(
     run, flags, tmp_path, checkpoint_path, monkeypatch, harm, expected
 ):
-    monkeypatch.setattr(flow, "_load_refiner", LOAD_REFINER)
+    monkeypatch.setattr(flow, "load_refiner", LOAD_REFINER)
     path = tmp_path / "other.pth"
     path.write_bytes(checkpoint_path.read_bytes())
     harm(path)

@@ -1,9 +1,10 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, read_receipts
 from pipeline.records import InputError
 from pipeline.stages import Receipt
 
@@ -61,3 +62,61 @@ def test_another_fingerprint_names_the_first_difference(tmp_path, ledger):
     ledger.close()
     with pytest.raises(InputError, match="made with weights = 'abc', not 'xyz'"):
         _reopened(tmp_path, {"weights": "xyz"})
+
+
+def test_frames_taken_back_are_not_finished_until_they_are_refined_again(tmp_path, ledger):
+    ledger.record([_receipt("a"), _receipt("b"), _receipt("c")])
+    ledger.flush()
+    ledger.withdraw(["a", "b"], ["c"])
+    ledger.record([_receipt("b", part="anew")])
+    ledger.close()
+    again = _reopened(tmp_path)
+    assert again.parts == {"b": "anew"}
+    assert again.withdrawn == {"a"}
+    assert [receipt["frame_id"] for receipt in read_receipts(str(tmp_path))] == ["b"]
+    assert set(again.file_names({"a", "b", "c"})) == {"a", "b", "c"}
+
+
+def test_a_frame_that_is_set_aside_is_not_finished_any_more(tmp_path, ledger):
+    ledger.record([_receipt("a"), _receipt("a", error="broken")])
+    ledger.close()
+    again = _reopened(tmp_path)
+    assert again.parts == again.identities == {}
+    assert again.aside == {"a": "broken"}
+
+
+def test_what_is_written_later_counts_even_if_the_clock_goes_back(tmp_path, ledger, monkeypatch):
+    ledger.record([_receipt("a", part="first")])
+    ledger.close()
+    monkeypatch.setattr("pipeline.ledger.time.time_ns", lambda: 1)
+    again = _reopened(tmp_path)
+    again.withdraw(["a"], [])
+    assert _reopened(tmp_path).parts == {}
+    again.record([_receipt("a", part="second")])
+    again.close()
+    assert _reopened(tmp_path).parts == {"a": "second"}
+
+
+def test_the_identity_of_a_frame_is_known_to_the_next_run_also_when_it_was_renewed(tmp_path, ledger):
+    ledger.record([replace(_receipt(name), identity=f"{name}.1@here") for name in "abc"])
+    ledger.renew({"a": "a.1@there", "b": "b.1@there"})
+    ledger.record([replace(_receipt("b"), identity="b.2@here")])
+    ledger.close()
+    again = _reopened(tmp_path)
+    assert again.identities == {"a": "a.1@there", "b": "b.2@here", "c": "c.1@here"}
+    again.renew({"a": "a.1@elsewhere"})
+    assert _reopened(tmp_path).identities["a"] == "a.1@elsewhere"
+
+
+def test_a_restart_forgets_everything_also_under_other_settings(tmp_path, ledger):
+    ledger.record([_receipt("a"), _receipt("b", error="broken")])
+    ledger.withdraw(["a"], [])
+    ledger.record([_receipt("a")])
+    ledger.close()
+    again = Ledger(str(tmp_path))
+    again.load({"weights": "xyz"}, restart=True)
+    assert set(again.parts) == {"a"}
+    again.start({"weights": "xyz"}, restart=True)
+    assert again.parts == again.aside == {}
+    assert not list(read_receipts(str(tmp_path)))
+    assert _reopened(tmp_path, {"weights": "xyz"}).parts == {}

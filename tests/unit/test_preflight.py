@@ -13,6 +13,7 @@ from pipeline import flow, preflight, preflight_frames
 from pipeline.formats.cityscapes import CityscapesReader
 from pipeline.preflight import CheckConfig, check, cluster
 from pipeline.records import InputError
+from pipeline.run import run as refine_dump
 from tests.dumps import make_dump
 
 KINDS = ("images", "image files", "masks", "sizes", "categories", "frame ids")
@@ -60,7 +61,7 @@ def test_a_sound_dump_passes_every_check_and_nothing_is_changed(tmp_path, config
 def test_the_estimate_over_all_frames_is_what_the_run_then_does(config, form):
     settings = config(form, local=True, nms_threshold=0.4)
     estimate = check(settings).estimate
-    summary = flow.run(settings, log=lambda _: None)
+    summary = refine_dump(settings, log=lambda _: None)
     assert (estimate.frames, estimate.instances) == (summary.frames, summary.instances)
     assert estimate.patches == summary.patches > 0
     assert estimate.output_bytes > 0
@@ -241,14 +242,14 @@ def test_a_store_is_written_to_only_with_probe_and_then_left_as_it_was(config):
 
 
 def test_every_setting_in_which_an_earlier_run_differs_is_named(config, tmp_path):
-    flow.run(config(local=True), log=lambda _: None)
+    refine_dump(config(local=True), log=lambda _: None)
     found = _errors(check(config(nms_threshold=0.4, padding=4)))["earlier run"]
     run = f"{tmp_path}/out/_ledger/run.json"
     assert found.findings == [f"{run}: nms_threshold = 0.55, not 0.4", f"{run}: padding = 0, not 4"]
 
 
 def test_a_damaged_ledger_is_found(config, tmp_path):
-    flow.run(config(local=True), log=lambda _: None)
+    refine_dump(config(local=True), log=lambda _: None)
     segment = next((tmp_path / "out" / "_ledger").glob("*.jsonl"))
     segment.write_bytes(segment.read_bytes()[:-20])
     found = _errors(check(config()))

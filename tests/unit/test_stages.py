@@ -29,6 +29,9 @@ class _Reader:
             Instance("1", 25, 0.4, np.zeros((0, 0), bool)),
         ]
 
+    def identity(self, ref, instances):
+        return ref.identity
+
 
 @pytest.fixture
 def image(tmp_path):

@@ -7,6 +7,7 @@ from jobs import status as job
 from pipeline import flow, storage
 from pipeline.ledger import Ledger
 from pipeline.records import InputError
+from pipeline.run import run as refine_dump
 from pipeline.stages import Receipt
 from pipeline.status import read_status
 from tests.dumps import make_dump
@@ -131,12 +132,12 @@ def test_an_interrupted_and_a_finished_run_are_told_as_they_are(tmp_path, checkp
 
     monkeypatch.setattr(flow, "run_local", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        flow.run(config, log=lambda _: None)
+        refine_dump(config, log=lambda _: None)
     status = read_status(str(tmp_path / "out"), list_dump=True)
     assert (status.done, status.set_aside, status.left, status.alive) == (2, 1, 1, True)
     assert "frame_000.png" in status.last_errors[0][1]
     monkeypatch.setattr(flow, "run_local", original)
-    summary = flow.run(config, log=lambda _: None)
+    summary = refine_dump(config, log=lambda _: None)
     status = read_status(str(tmp_path / "out"), list_dump=True)
     assert (status.done, status.set_aside, status.left) == (summary.frames + summary.done_before, 1, 0)
     assert set(status.seconds_per_frame) == {"extract", "refine", "assemble", "commit"}

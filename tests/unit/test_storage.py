@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from pipeline import storage
@@ -46,3 +48,32 @@ def test_a_missing_file_or_folder_is_named(root):
 def test_a_path_that_leaves_its_folder_is_refused(relative):
     with pytest.raises(InputError, match="expected a path that stays below"):
         storage.join("/data/predictions", relative)
+
+
+def test_a_version_is_another_once_a_file_was_written_anew(root):
+    for name in ("a.txt", "b/c.txt"):
+        storage.put(f"{root}/{name}", b"12")
+    before = dict(storage.versions(root))
+    assert set(before) == {"a.txt", "b/c.txt"}
+    assert storage.versions_of(root, ["b/c.txt", "nowhere", "a.txt"]) == [before["b/c.txt"], "", before["a.txt"]]
+    assert storage.versions_of(f"{root}/a.txt", [""]) == [before["a.txt"]]
+    time.sleep(0.01)
+    storage.put(f"{root}/a.txt", b"34")
+    after = dict(storage.versions(root))
+    assert after["a.txt"] != before["a.txt"]
+    assert after["b/c.txt"] == before["b/c.txt"]
+
+
+def test_the_version_of_a_link_is_that_of_the_file_it_leads_to(tmp_path):
+    (tmp_path / "file").write_bytes(b"12")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "broken").symlink_to("nowhere")
+    found = dict(storage.versions(str(tmp_path)))
+    assert found["link"] == found["file"] != found["broken"] == ""
+
+
+def test_a_file_is_created_once(root):
+    assert storage.create(f"{root}/new", b"first")
+    assert not storage.create(f"{root}/new", b"second")
+    assert storage.read(f"{root}/new") == b"first"
+    assert storage.find(root, ("",)) == ["new"]

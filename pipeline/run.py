@@ -1,0 +1,201 @@
+"""A whole run, seen from the driver: list the dump, compare it with what is done, refine the rest, finish the output.
+
+dump --list--> frames - ledger.done = todo -> flow -> receipts -> ledger -> final output
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+from model.bundled import bundled, resolve
+from pipeline import dump, flow, storage
+from pipeline.config import NMS_THRESHOLDS, RefineConfig
+from pipeline.formats import Reader, Writer
+from pipeline.formats.parts import sweep
+from pipeline.guard import GuardConfig
+from pipeline.incremental import Difference, compare
+from pipeline.lease import Lease
+from pipeline.ledger import Ledger
+from pipeline.progress import Progress, Summary
+from pipeline.records import FrameRef, InputError
+from pipeline.stages import Cutting, Receipt, Work, commit
+
+
+def run(config: RefineConfig, log: Callable[[str], None] = print) -> Summary:
+    """Refine a dump: list it, leave out what is done and has not changed, refine the rest, write the final output.
+
+    Raises InputError where nothing can be done at all, or another run is writing the output. Frames with a fault are
+    set aside in `_ledger/quarantine.csv`.
+    """
+    started = time.monotonic()
+    config = absolute(config)
+    if config.parity:
+        config = replace(config, guard=GuardConfig(enabled=False))
+    dump.check_output(config.predictions, config.output)
+    storage.check_folder(config.images)
+    form = dump.input_format(config.predictions, config.format)
+    output_form = form if config.output_format == "same" else config.output_format
+    reader = dump.reader(config.predictions, config.images, form, config.image_list, config.image_pattern)
+    writer = dump.writer(config.output, output_form)
+    threshold = config.nms_threshold if config.nms_threshold is not None else NMS_THRESHOLDS[form]
+    cutting = Cutting(threshold, config.patch_size, config.padding, config.parity)
+    weights = storage.read(config.checkpoint)
+    settings = fingerprint(config, form, output_form, cutting, hashlib.sha256(weights).hexdigest())
+
+    with flow.terminated_as_exit(), Lease(config.output) as lease, closing(Ledger(config.output)) as ledger:
+        ledger.load(settings, restart=config.restart)
+        listed = reader.list_frames(ledger.identities)
+        if not listed:
+            raise InputError(f"{config.predictions}: no frame found, read as {form}")
+        if output_form == "cityscapes" != form:
+            listed = dump.without_collisions(listed)
+        refs = listed[: config.limit]
+        if config.restart:
+            _take_back(ledger, writer, refs, [*ledger.parts, *ledger.withdrawn])
+        ledger.start(settings, restart=config.restart)
+        ledger.forget_others({ref.frame_id for ref in listed})
+        difference = compare(refs, listed, ledger)
+        gone = difference.removed if config.prune else []
+        _take_back(ledger, writer, listed, [*difference.changed, *gone])
+        ledger.withdraw(difference.changed, gone)
+        ledger.renew(difference.renewed)
+        ledger.note_run(_facts(lease, len(listed), refs, difference))
+        progress = Progress(total=len(difference.todo), done_before=difference.unchanged, log=log)
+        for receipts in _blocks_of_receipts(config, difference.todo, reader, writer, cutting, weights):
+            lease.check()
+            ledger.record(receipts)
+            progress.update(receipts)
+        ledger.flush()
+        _finish(ledger, writer, refs)
+        summary = progress.summary(config.output, ledger.aside, time.monotonic() - started)
+    return replace(
+        summary,
+        new=difference.new,
+        changed=len(difference.changed),
+        unchanged=difference.unchanged,
+        removed=len(difference.removed),
+        pruned=config.prune,
+    )
+
+
+def _take_back(ledger: Ledger, writer: Writer, refs: Sequence[FrameRef], frame_ids: Sequence[str]) -> None:
+    """Remove the files of frames that no frame of `refs` will replace.
+
+    They are gone before the ledger forgets the frames: a run killed in between finds them again.
+    """
+    if frame_ids and not writer.result:
+        names = ledger.file_names({*frame_ids})
+        writer.withdraw([FrameRef(frame_id, name) for frame_id, name in names.items()], refs)
+
+
+def _facts(lease: Lease, frames: int, refs: Sequence[FrameRef], difference: Difference) -> dict[str, Any]:
+    return {
+        "run_id": lease.run_id,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": lease.started,
+        "frames_in_dump": frames,
+        "frames": len(refs),
+        "todo": len(difference.todo),
+        "new": difference.new,
+        "changed": len(difference.changed),
+        "removed": len(difference.removed),
+        "unchanged": difference.unchanged,
+    }
+
+
+def _finish(ledger: Ledger, writer: Writer, refs: Sequence[FrameRef]) -> None:
+    """Make the final output, unless it was made of the very same parts before and is still there."""
+    before = ledger.finished()
+    if not writer.result or (before is None and not any(ref.frame_id in ledger.parts for ref in refs)):
+        return
+    key = _key(refs, ledger.parts)
+    if key != before or not storage.exists(storage.join(ledger.output, writer.result)):
+        ledger.note_finished(None)
+        writer.finish(refs, ledger.parts)
+        ledger.note_finished(key)
+    sweep(ledger.output, {*ledger.parts.values()})
+
+
+def _key(refs: Sequence[FrameRef], parts: Mapping[str, str]) -> str:
+    """Tells what a final output is made of: which part holds which frame, in which order."""
+    made = hashlib.blake2b(digest_size=16)
+    for ref in refs:
+        made.update(f"{ref.frame_id}\n{parts.get(ref.frame_id)}\n{ref.positions}\n".encode(errors="surrogatepass"))
+    return made.hexdigest()
+
+
+def _blocks_of_receipts(
+    config: RefineConfig, todo: list[FrameRef], reader: Reader, writer: Writer, cutting: Cutting, weights: bytes
+) -> Iterator[list[Receipt]]:
+    """Refine the frames; those that the listing has found wrong take no worker, and start no cluster."""
+    if rejected := [Work(ref.frame_id, error=ref.error, file_name=ref.file_name) for ref in todo if ref.error]:
+        yield commit(rejected, writer)
+    sound, size = [ref for ref in todo if not ref.error], config.frames_per_block
+    if not sound:
+        return
+    from model.checkpoint import load
+
+    # Here a wrong checkpoint is one clear line; in an actor it would be a pool that never starts.
+    load(config.checkpoint, weights)
+    plan = flow.Plan(
+        reader,
+        writer,
+        config.images,
+        cutting,
+        config.guard,
+        partial(flow.load_refiner, config.checkpoint, config.precision, config.batch_size),
+        [sound[i : i + size] for i in range(0, len(sound), size)],
+    )
+    for receipts in (
+        flow.run_local(plan) if config.local else flow.run_ray(plan, config.workers, config.gpus_per_worker)
+    ):
+        # What an earlier run made of a frame before it went wrong is not its output any more.
+        writer.withdraw([FrameRef(receipt.frame_id, receipt.file_name) for receipt in receipts if receipt.error], ())
+        yield receipts
+
+
+def absolute(config: RefineConfig) -> RefineConfig:
+    """The same settings with paths that mean the same in every process."""
+    checkpoint = resolve(config.checkpoint)
+    if not storage.exists(checkpoint):
+        known = ", ".join(bundled()) or "none"
+        raise InputError(f"{config.checkpoint}: no such checkpoint file, nor bundled weights (bundled: {known})")
+    return replace(
+        config,
+        predictions=storage.absolute(config.predictions),
+        images=storage.absolute(config.images),
+        output=storage.absolute(config.output),
+        image_list=config.image_list and storage.absolute(config.image_list),
+        checkpoint=storage.absolute(checkpoint),
+    )
+
+
+def fingerprint(config: RefineConfig, form: str, output_form: str, cutting: Cutting, weights: str) -> dict[str, Any]:
+    """The settings that decide what becomes of a frame; `weights` is the SHA-256 of the checkpoint."""
+    # The thresholds of a guard that is switched off make no difference.
+    guard = asdict(config.guard) if config.guard.enabled else {"enabled": False}
+    return {
+        "predictions": config.predictions,
+        "images": config.images,
+        "image_list": config.image_list,
+        "image_pattern": config.image_pattern,
+        "format": form,
+        "output_format": output_form,
+        "weights_sha256": weights,
+        "nms_threshold": cutting.nms_threshold,
+        "patch_size": cutting.patch_px,
+        "padding": cutting.padding,
+        "parity": cutting.parity,
+        **{f"guard.{name}": value for name, value in guard.items()},
+        "precision": config.precision,
+        "batch_size": config.batch_size,
+    }

@@ -1,0 +1,310 @@
+"""Runs over a dump that has grown and partly changed, against a run over the whole of it from the start."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import flow
+from pipeline.config import RefineConfig
+from pipeline.records import InputError
+from pipeline.run import run
+from pipeline.stages import commit
+from tests.dumps import make_dump, tree
+
+FORMS = ("cityscapes", "coco", "parquet")
+
+
+class Blur:
+    """In the network's place, a thousand times faster: the coarse mask with soft edges."""
+
+    def probabilities(self, patches):
+        masks = patches[..., 3] * np.uint16(65535)
+        return np.array([cv2.blur(mask, (5, 5)) for mask in masks], np.uint16).reshape(masks.shape)
+
+
+@pytest.fixture
+def refined(monkeypatch):
+    """The frames that the network has seen, by image, since the list was last cleared."""
+    monkeypatch.setattr(flow, "load_refiner", lambda *_: Blur())
+    seen = []
+    original = flow.extract
+
+    def extract(ref, *rest):
+        seen.append(ref.file_name)
+        return original(ref, *rest)
+
+    monkeypatch.setattr(flow, "extract", extract)
+    return seen
+
+
+@pytest.fixture
+def dump(tmp_path):
+    return make_dump(tmp_path / "dump", frames=7)
+
+
+def _config(dump, form, output, checkpoint, **settings) -> RefineConfig:
+    return dump.config(form, output, checkpoint, local=True, **settings)
+
+
+def _run(config):
+    return run(config, log=lambda _: None)
+
+
+def _counts(summary):
+    return summary.new, summary.changed, summary.removed, summary.unchanged
+
+
+def _entries(dump, change):
+    """Rewrite the frames of the dump in all forms but images: `change` gives a frame's masks anew, None removes it."""
+    root = dump.root
+    results = json.loads((root / "results.json").read_text())
+    table = pq.read_table(root / "frames.parquet")
+    rows = table.to_pylist()
+    kept_results, kept_rows = [], []
+    for number, row in enumerate(rows):
+        entries = [entry for entry in results if entry["image_id"] == number + 10]
+        count = change(number, len(entries))
+        pred = root / "cityscapes" / f"frame_{number:03d}_pred.txt"
+        if count is None:
+            pred.unlink(missing_ok=True)
+            continue
+        kept_results += entries[:count]
+        kept_rows.append(row | {"instances": row["instances"][:count]})
+        lines = pred.read_text().splitlines(keepends=True)
+        if len(lines) > count:
+            pred.write_text("".join(lines[:count]))
+    (root / "results.json").write_text(json.dumps(kept_results))
+    pq.write_table(pa.Table.from_pylist(kept_rows, table.schema), root / "frames.parquet")
+
+
+@pytest.mark.parametrize("output_form", FORMS)
+@pytest.mark.parametrize("form", FORMS)
+def test_exactly_the_new_and_changed_frames_are_refined_to_the_bytes_of_a_whole_run(
+    tmp_path, dump, checkpoint_path, refined, form, output_form
+):
+    later = (dump.root / "results.json").read_bytes(), (dump.root / "frames.parquet").read_bytes()
+    pred = dump.root / "cityscapes" / "frame_006_pred.txt"
+    listed = pred.read_text()
+    # The night before: frame 6 is not there yet.
+    _entries(dump, lambda number, count: None if number == 6 else count)
+    settings = {"output_format": output_form, "prune": True}
+    first = _run(_config(dump, form, tmp_path / "out", checkpoint_path, **settings))
+    frames = 5 if form == "coco" else 6  # a results json has no frames without instances
+    assert _counts(first) == (frames, 0, 0, 0)
+    (dump.root / "results.json").write_bytes(later[0])
+    (dump.root / "frames.parquet").write_bytes(later[1])
+    pred.write_text(listed)
+    # Tonight frame 0 has fewer instances, frame 2 another image, and frame 4 has gone.
+    _entries(dump, lambda number, count: 1 if number == 0 else None if number == 4 else count)
+    image = dump.root / "images" / "frame_002.png"
+    cv2.imwrite(str(image), 255 - cv2.imread(str(image)))
+    refined.clear()
+    second = _run(_config(dump, form, tmp_path / "out", checkpoint_path, **settings))
+    assert _counts(second) == (1, 2, 1, frames - 3)
+    assert sorted(refined) == ["frame_000.png", "frame_002.png", "frame_006.png"]
+    assert f"1 new, 2 changed, 1 removed (outputs as well), {frames - 3} unchanged" in str(second)
+    _run(_config(dump, form, tmp_path / "whole", checkpoint_path, output_format=output_form))
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    third = _run(_config(dump, form, tmp_path / "out", checkpoint_path, **settings))
+    assert _counts(third) == (0, 0, 0, frames)
+    assert len(refined) == 3 + frames
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_update_that_dies_between_outputs_and_ledger_is_completed_to_the_bytes_of_a_whole_run(
+    tmp_path, dump, checkpoint_path, refined, form, monkeypatch
+):
+    config = _config(dump, form, tmp_path / "out", checkpoint_path, frames_per_block=1)
+    _run(config)
+    _entries(dump, lambda number, count: min(count, 1))
+    original = flow.commit
+
+    def dies(works, writer):
+        commit(works, writer)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flow, "commit", dies)
+    with pytest.raises(KeyboardInterrupt):
+        _run(config)
+    monkeypatch.setattr(flow, "commit", original)
+    summary = _run(config)
+    assert summary.changed > 2
+    _run(_config(dump, form, tmp_path / "whole", checkpoint_path))
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_an_update_that_was_interrupted_and_then_undone_leaves_nothing_of_it(
+    tmp_path, dump, checkpoint_path, refined, monkeypatch
+):
+    config = _config(dump, "cityscapes", tmp_path / "out", checkpoint_path, frames_per_block=1)
+    _run(config)
+    before = tree(tmp_path / "out")
+    pred = dump.root / "cityscapes" / "frame_000_pred.txt"
+    content, status = pred.read_text(), pred.stat()
+    pred.write_text(content.splitlines()[0])
+    original = flow.run_local
+
+    def dies_before_the_receipt(plan):
+        next(original(plan))
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(flow, "run_local", dies_before_the_receipt)
+    with pytest.raises(KeyboardInterrupt):
+        _run(config)
+    assert tree(tmp_path / "out") != before
+    monkeypatch.setattr(flow, "run_local", original)
+    pred.write_text(content)
+    os.utime(pred, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert _counts(_run(config)) == (0, 1, 0, 6)
+    assert tree(tmp_path / "out") == before
+
+
+def test_a_mask_that_changed_behind_the_same_list_is_noticed_whatever_its_name(
+    tmp_path, dump, checkpoint_path, refined
+):
+    folder = dump.root / "cityscapes"
+    (folder / "frame_000_0.png").rename(folder / "0_000.mask")
+    pred = folder / "frame_000_pred.txt"
+    pred.write_text(pred.read_text().replace("frame_000_0.png", "0_000.mask"))
+    config = _config(dump, "cityscapes", tmp_path / "out", checkpoint_path)
+    _run(config)
+    assert _counts(_run(config)) == (0, 0, 0, 7)
+    for name, image in (("frame_002_0.png", "frame_002.png"), ("0_000.mask", "frame_000.png")):
+        refined.clear()
+        mask = cv2.imdecode(np.fromfile(folder / name, np.uint8), cv2.IMREAD_UNCHANGED)
+        (folder / name).write_bytes(cv2.imencode(".png", np.roll(mask, 5, 1))[1].tobytes())
+        _run(config)
+        # Whether frame 0 depends on the other masks cannot be told without reading it.
+        assert {*refined} == {image, "frame_000.png"}
+
+
+def test_outputs_of_frames_that_disappeared_stay_until_they_are_pruned(tmp_path, dump, checkpoint_path, refined):
+    _run(_config(dump, "cityscapes", tmp_path / "out", checkpoint_path))
+    before = tree(tmp_path / "out")
+    (dump.root / "cityscapes" / "frame_002_pred.txt").unlink()
+    kept = _run(_config(dump, "cityscapes", tmp_path / "out", checkpoint_path))
+    assert _counts(kept) == (0, 0, 1, 6)
+    assert tree(tmp_path / "out") == before
+    pruned = _run(_config(dump, "cityscapes", tmp_path / "out", checkpoint_path, prune=True))
+    assert _counts(pruned) == (0, 0, 1, 6)
+    assert set(before) - set(tree(tmp_path / "out")) == {"frame_002_0.png", "frame_002_pred.txt"}
+    assert _counts(_run(_config(dump, "cityscapes", tmp_path / "out", checkpoint_path))) == (0, 0, 0, 6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("fault", ["missing", "broken"])
+def test_a_changed_frame_that_is_set_aside_leaves_no_old_output(tmp_path, dump, checkpoint_path, refined, form, fault):
+    _run(_config(dump, form, tmp_path / "out", checkpoint_path, output_format="cityscapes"))
+    assert (tmp_path / "out" / "frame_000_pred.txt").exists()
+    image = dump.root / "images" / "frame_000.png"
+    image.unlink() if fault == "missing" else image.write_bytes(b"rubbish")
+    summary = _run(_config(dump, form, tmp_path / "out", checkpoint_path, output_format="cityscapes"))
+    assert (summary.changed, len(summary.quarantined)) == (1, 1)
+    assert not [name for name in tree(tmp_path / "out") if name.startswith("frame_000")]
+
+
+def test_an_image_with_another_name_takes_its_outputs_along(tmp_path, dump, checkpoint_path, refined):
+    settings = {"output_format": "cityscapes"}
+    _run(_config(dump, "coco", tmp_path / "out", checkpoint_path, **settings))
+    listing = json.loads((dump.root / "images.json").read_text())
+    listing["images"][0]["file_name"] = "first.png"
+    (dump.root / "images.json").write_text(json.dumps(listing))
+    (dump.root / "images" / "frame_000.png").rename(dump.root / "images" / "first.png")
+    assert _counts(_run(_config(dump, "coco", tmp_path / "out", checkpoint_path, **settings))) == (0, 1, 0, 5)
+    _run(_config(dump, "coco", tmp_path / "whole", checkpoint_path, **settings))
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_restart_under_other_settings_ends_with_the_bytes_of_a_fresh_run(
+    tmp_path, dump, checkpoint_path, refined, form
+):
+    _run(_config(dump, form, tmp_path / "out", checkpoint_path))
+    _entries(dump, lambda number, count: None if number == 0 else count)
+    other = {"nms_threshold": 0.3}
+    with pytest.raises(InputError, match=r"made with nms_threshold = .*--restart"):
+        _run(_config(dump, form, tmp_path / "out", checkpoint_path, **other))
+    _run(_config(dump, form, tmp_path / "out", checkpoint_path, restart=True, **other))
+    _run(_config(dump, form, tmp_path / "whole", checkpoint_path, **other))
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+    again = _run(_config(dump, form, tmp_path / "out", checkpoint_path, **other))
+    assert again.new == again.changed == 0
+
+
+def test_a_row_that_moved_in_its_parquet_file_has_not_changed_and_is_not_read_again(
+    tmp_path, dump, checkpoint_path, refined, monkeypatch
+):
+    config = _config(dump, "parquet", tmp_path / "out", checkpoint_path)
+    _run(config)
+    table = pq.read_table(dump.root / "frames.parquet")
+    pq.write_table(table.take([6, 0, 1, 2, 3, 4, 5]), dump.root / "frames.parquet", row_group_size=3)
+    assert _counts(_run(config)) == (0, 0, 0, 7)
+    ids = pq.read_table(tmp_path / "out" / "part-00000.parquet")["frame_id"].to_pylist()
+    assert ids == [f"frame_{number:03d}" for number in (6, 0, 1, 2, 3, 4, 5)]
+    monkeypatch.setattr("pipeline.formats.parquet.json", None)
+    assert _counts(_run(config)) == (0, 0, 0, 7)
+
+
+def test_a_final_output_that_was_deleted_is_made_again(tmp_path, dump, checkpoint_path, refined):
+    config = _config(dump, "coco", tmp_path / "out", checkpoint_path)
+    _run(config)
+    before = tree(tmp_path / "out")
+    (tmp_path / "out" / "refined.json").unlink()
+    _run(config)
+    assert tree(tmp_path / "out") == before
+
+
+def test_parts_that_no_frame_is_in_any_more_are_swept(tmp_path, dump, checkpoint_path, refined):
+    config = _config(dump, "parquet", tmp_path / "out", checkpoint_path, frames_per_block=1)
+    _run(config)
+    folder = tmp_path / "out" / "_ledger" / "parts"
+    (folder / "0123456789abcdef.parquet").write_bytes(b"of a killed run")
+    _entries(dump, lambda number, count: 1 if number == 0 else count)
+    _run(config)
+    assert len(list(folder.iterdir())) == 7
+
+
+def test_the_latest_run_is_described_beside_the_ledger(tmp_path, dump, checkpoint_path, refined):
+    _run(_config(dump, "parquet", tmp_path / "out", checkpoint_path, limit=2))
+    facts = json.loads((tmp_path / "out" / "_ledger" / "latest.json").read_text())
+    assert (facts["frames_in_dump"], facts["frames"], facts["new"], facts["todo"]) == (7, 2, 2, 2)
+    assert facts["started"] > 1e9
+    assert not (tmp_path / "out" / "_ledger" / "lease.json").exists()
+
+
+def test_a_second_run_on_an_output_stops_with_one_line(tmp_path, dump, checkpoint_path, refined, monkeypatch):
+    config = _config(dump, "coco", tmp_path / "out", checkpoint_path)
+    original, refused = flow.run_local, []
+
+    def meanwhile(plan):
+        with pytest.raises(InputError) as error:
+            _run(config)
+        refused.append(str(error.value))
+        yield from original(plan)
+
+    monkeypatch.setattr(flow, "run_local", meanwhile)
+    assert _run(config).frames == 6
+    assert "is writing this output (last heartbeat" in refused[0]
+
+
+def test_a_run_with_nothing_to_do_loads_neither_torch_nor_ray(tmp_path, dump, checkpoint_path, refined):
+    config = _config(dump, "cityscapes", tmp_path / "out", checkpoint_path)
+    _run(config)
+    code = (
+        "import sys; from jobs.refine import main; sys.argv[1:] = sys.argv[1:]; status = main();"
+        "assert not {'torch', 'ray'} & set(sys.modules); sys.exit(status)"
+    )
+    flags = [f"--{name}={getattr(config, name)}" for name in ("predictions", "images", "output", "checkpoint")]
+    command = [sys.executable, "-c", code, *flags, "--guard.no-enabled"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == 0, done.stderr
+    assert "0 new, 0 changed, 0 removed, 7 unchanged" in done.stdout

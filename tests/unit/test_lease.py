@@ -1,0 +1,117 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
+import pytest
+
+from pipeline import lease, storage
+from pipeline.lease import DEAD_SECONDS, Lease
+from pipeline.records import InputError
+
+
+@pytest.fixture(params=["local", "memory"])
+def output(request, tmp_path, monkeypatch):
+    """An output on a local disk, and one on a store that cannot replace a file on a condition."""
+    monkeypatch.setattr(lease, "SETTLE_SECONDS", 0.01)
+    return str(tmp_path / "out") if request.param == "local" else f"memory://{uuid4().hex}/out"
+
+
+def _held(output, age=0.0, **holder):
+    """The lease of another run as it lies on storage."""
+    content = {"run_id": "other", "host": "elsewhere", "pid": 7, "heartbeat": time.time() - age, **holder}
+    storage.put(f"{output}/_ledger/lease.json", json.dumps(content).encode())
+
+
+def _holder(output):
+    return json.loads(storage.read(f"{output}/_ledger/lease.json"))
+
+
+def test_a_second_run_is_told_who_holds_the_output(output):
+    with Lease(output) as first, pytest.raises(InputError) as refused, Lease(output):
+        pass
+    message = str(refused.value)
+    assert "\n" not in message
+    assert f"lease.json: run {first.run_id} on host {os.uname().nodename}, pid {os.getpid()}" in message
+    assert "last heartbeat 0 s ago" in message
+
+
+def test_a_lease_is_given_back_at_the_end_also_of_a_run_that_failed(output):
+    with pytest.raises(ZeroDivisionError), Lease(output):
+        raise ZeroDivisionError
+    assert not storage.exists(f"{output}/_ledger/lease.json")
+    with Lease(output):
+        pass
+
+
+def test_the_lease_of_a_run_without_a_heartbeat_is_taken_over(output, monkeypatch):
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.02)
+    _held(output, age=DEAD_SECONDS + 1)
+    with Lease(output) as mine:
+        assert _holder(output)["run_id"] == mine.run_id
+
+
+def test_a_run_whose_clock_is_behind_is_not_taken_for_dead(output, monkeypatch):
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.02)
+    _held(output, age=2 * DEAD_SECONDS)
+    monkeypatch.setattr(lease.time, "sleep", lambda seconds: _held(output, age=2 * DEAD_SECONDS - 1))
+    with pytest.raises(InputError, match="run other on host elsewhere, pid 7"), Lease(output):
+        pass
+
+
+def test_a_process_that_died_on_this_machine_is_taken_over_at_once(tmp_path):
+    code = f"import os; from pipeline.lease import Lease; Lease({str(tmp_path)!r}).__enter__(); os._exit(9)"
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert _holder(tmp_path)["heartbeat"] > time.time() - DEAD_SECONDS
+    with Lease(str(tmp_path)) as mine:
+        assert _holder(tmp_path)["run_id"] == mine.run_id
+
+
+@pytest.mark.parametrize("before", ["nobody", "a dead run"])
+def test_of_many_that_start_at_once_one_gets_the_lease(tmp_path, monkeypatch, before):
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.02)
+    if before == "a dead run":
+        _held(tmp_path, age=DEAD_SECONDS + 1)
+
+    def start(_):
+        try:
+            return Lease(str(tmp_path)).__enter__()
+        except InputError:
+            return None
+
+    with ThreadPoolExecutor(8) as threads:
+        holders = [found for found in threads.map(start, range(8)) if found]
+    assert len(holders) == 1
+    holders[0].__exit__(None, None, None)
+
+
+def test_the_heartbeat_goes_on_while_the_run_works(output, monkeypatch):
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.02)
+    with Lease(output):
+        first = _holder(output)["heartbeat"]
+        deadline = time.monotonic() + 5
+        while _holder(output)["heartbeat"] == first and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert _holder(output)["heartbeat"] > first
+
+
+def test_a_run_that_was_taken_over_stops_and_leaves_the_lease_alone(output, monkeypatch):
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.02)
+    with Lease(output) as mine:
+        mine.check()
+        _held(output)
+        deadline = time.monotonic() + 5
+        while mine._thread.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with pytest.raises(InputError, match="run other on host elsewhere, pid 7, is writing this output"):
+            mine.check()
+    assert _holder(output)["run_id"] == "other"
+
+
+def test_a_damaged_lease_is_replaced(output):
+    storage.put(f"{output}/_ledger/lease.json", b'{"run_id": "x", "ho')
+    with Lease(output) as mine:
+        assert _holder(output)["run_id"] == mine.run_id

@@ -111,7 +111,7 @@ def test_a_fault_in_a_worker_is_one_line_and_not_tried_again(start, tmp_path):
     out, error = process.communicate()
     assert process.returncode == 1
     assert error.startswith("error: ")
-    assert "no PNG" in error
+    assert "expected a PNG" in error
     assert error.count("\n") == 1
     assert out.count("training:") == 1
 

@@ -4,16 +4,7 @@ from pipeline.evaluation import EvaluateConfig, evaluate
 from pipeline.evaluation_results import results
 from tests.truths import make_truth, predict
 
-ray = pytest.importorskip("ray")
-
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 def test_a_cluster_and_one_process_find_the_same_numbers(cluster, tmp_path):

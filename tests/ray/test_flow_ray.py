@@ -6,16 +6,7 @@ from pipeline.ledger import Ledger
 from pipeline.run import run as refine_dump
 from tests.dumps import make_dump, tree
 
-ray = pytest.importorskip("ray")
-
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.parametrize("form", ["cityscapes", "coco", "parquet"])

@@ -7,16 +7,7 @@ from pipeline.preparation import prepare
 from pipeline.training_patches import PrepareConfig
 from tests.truths import make_truth, predict
 
-ray = pytest.importorskip("ray")
-
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 def _shards(output: Path) -> dict[str, list[dict]]:

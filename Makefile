@@ -3,13 +3,16 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test faults lint clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/python jobs/demo.py
 
 test: $(INSTALLED) lint
 	$(VENV)/bin/python -m pytest
+
+faults: $(INSTALLED)
+	$(VENV)/bin/python -m tests.faults.table
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

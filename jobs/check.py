@@ -8,6 +8,7 @@ import sys
 from pipeline.config import parse
 from pipeline.preflight import CheckConfig, check
 from pipeline.records import InputError
+from pipeline.redaction import redacted
 
 
 def main() -> int:
@@ -16,7 +17,7 @@ def main() -> int:
         config = parse(CheckConfig, sys.argv[1:])
         report = check(config)
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(redacted(f"error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

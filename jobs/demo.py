@@ -13,6 +13,7 @@ from model.bundled import CheckpointError
 from pipeline import demo_dump
 from pipeline.config import RefineConfig
 from pipeline.records import InputError
+from pipeline.redaction import redacted
 from pipeline.report import write_picture, write_report
 from pipeline.run import run
 
@@ -56,7 +57,7 @@ def main() -> int:
         if config.picture:
             write_picture(config.picture, itertools.islice(demo_dump.report_frames(root), 3))
     except (InputError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(redacted(f"error: {error}"), file=sys.stderr)
         return 1
     print(f"report       {root}/report.html")
     return 1 if summary.quarantined else 0

@@ -11,6 +11,7 @@ from pipeline.evaluation import EvaluateConfig, evaluate
 from pipeline.evaluation_report import report
 from pipeline.evaluation_results import results, text
 from pipeline.records import InputError
+from pipeline.redaction import redacted
 from pipeline.report import write_page
 
 
@@ -27,7 +28,7 @@ def main() -> int:
             write_page(f"{config.output}/report.html", report(config, outcome, found))
             print(f"report       {config.output}/report.html")
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(redacted(f"error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

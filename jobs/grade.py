@@ -15,6 +15,7 @@ from pipeline.config import parse
 from pipeline.grading import grade, table
 from pipeline.guard import GuardConfig
 from pipeline.records import InputError
+from pipeline.redaction import redacted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ def main() -> int:
         for path in config.ground_truth:
             grades += grade(path, config.images, refine, config.kinds, config.seed, config.every)
     except (InputError, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(redacted(f"error: {error}"), file=sys.stderr)
         return 1
     print(table(grades, "kind"))
     print(table(grades, "category"))

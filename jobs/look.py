@@ -9,6 +9,7 @@ from typing import Literal
 from pipeline.config import parse
 from pipeline.contact_sheet import contact_sheet
 from pipeline.records import InputError
+from pipeline.redaction import redacted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ def main() -> int:
         config = parse(LookConfig, sys.argv[1:])
         contact_sheet(config.data, config.output, config.split, config.count, config.seed)
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(redacted(f"error: {error}"), file=sys.stderr)
         return 1
     print(f"wrote {config.output}")
     return 0

@@ -7,6 +7,7 @@ import sys
 from pipeline.config import parse
 from pipeline.preparation import prepare
 from pipeline.records import InputError
+from pipeline.redaction import redacted
 from pipeline.training_patches import PrepareConfig
 
 
@@ -16,7 +17,7 @@ def main() -> int:
         config = parse(PrepareConfig, sys.argv[1:])
         prepared = prepare(config)
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(redacted(f"error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

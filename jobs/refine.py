@@ -7,6 +7,7 @@ import sys
 from model.bundled import CheckpointError
 from pipeline.config import RefineConfig, parse
 from pipeline.records import InputError
+from pipeline.redaction import redacted
 from pipeline.run import run
 
 
@@ -19,7 +20,7 @@ def main() -> int:
         config = parse(RefineConfig, sys.argv[1:])
         summary = run(config)
     except (InputError, CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(redacted(f"error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

@@ -7,6 +7,7 @@ import sys
 
 from pipeline.config import parse
 from pipeline.records import InputError
+from pipeline.redaction import redacted
 from pipeline.status import StatusConfig, read_status
 
 
@@ -16,7 +17,7 @@ def main() -> int:
         config = parse(StatusConfig, sys.argv[1:])
         status = read_status(config.output, config.left)
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(redacted(f"error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

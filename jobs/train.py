@@ -19,6 +19,7 @@ from model.fit import FitError
 from pipeline.config import parse
 from pipeline.progress import LOG_SECONDS
 from pipeline.records import InputError
+from pipeline.redaction import redacted
 from pipeline.training import Interrupted, TrainConfig, prepare, train
 
 WORKER_RESTARTS = 3
@@ -45,7 +46,7 @@ def main() -> int:
             print(reason)
             return 128 + received[0]
     except (InputError, CheckpointError, FitError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(redacted(f"error: {error}"), file=sys.stderr)
         return 1
     return 0
 
@@ -131,7 +132,7 @@ def _worker(config: TrainConfig, desk: Any, threads: int | None) -> None:
         ray.get(desk.end.remote(interrupted=str(reason)))
         raise
     except (InputError, CheckpointError, FitError) as error:
-        ray.get(desk.end.remote(fault=str(error)))
+        ray.get(desk.end.remote(fault=redacted(str(error))))
         raise
 
 
@@ -254,7 +255,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _last_line(error: object) -> str:
-    return ([line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__])[-1]
+    return redacted(([line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__])[-1])
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def recognise(state: dict[str, Tensor], path: str) -> NetworkConfig:
         raise CheckpointError(
             f"{path}: missing key '{key}'; not a boundary refinement checkpoint ({len(state)} entries)"
         )
-    shape = tuple(state[key].shape)
+    shape = _shape(state[key])
     if len(shape) != 4 or shape[1] not in by_width:
         expected = ", ".join(f"{c.name} has (2, {w}, 1, 1)" for w, c in by_width.items())
         raise CheckpointError(f"{path}: key '{key}' has shape {shape}; {expected}")
@@ -97,13 +97,24 @@ def _check(state: dict[str, Tensor], expected: dict[str, Tensor], config: Networ
     for key, value in expected.items():
         if key not in state:
             raise CheckpointError(f"{path}: missing key '{key}' of {config.name}")
-        if state[key].shape != value.shape:
+        found = state[key]
+        if found.shape != value.shape:
             raise CheckpointError(
-                f"{path}: key '{key}' has shape {tuple(state[key].shape)}, {config.name} expects {tuple(value.shape)}"
+                f"{path}: key '{key}' has shape {_shape(found)}, {config.name} expects {tuple(value.shape)}"
             )
+        if found.layout != torch.strided or found.device.type != "cpu" or found.is_quantized or found.is_complex():
+            raise CheckpointError(f"{path}: key '{key}' has other values than plain numbers")
+        # A network with such a weight has no opinion on any pixel, and says so nowhere.
+        if found.is_floating_point() and not found.float().isfinite().all():
+            raise CheckpointError(f"{path}: key '{key}' has values that are no finite numbers")
     for key in state:
         if key not in expected:
-            raise CheckpointError(f"{path}: unexpected key '{key}' for {config.name}")
+            raise CheckpointError(f"{path}: unexpected key {key[:200]!r} for {config.name}")
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    """Its first sizes: a file may claim any number of them."""
+    return tuple(tensor.shape)[:8]
 
 
 def _read(path_or_name: str, data: bytes | None) -> tuple[str, dict[str, Tensor]]:
@@ -118,21 +129,25 @@ def _read(path_or_name: str, data: bytes | None) -> tuple[str, dict[str, Tensor]
 
 def _read_safetensors(path: str, data: bytes) -> dict[str, Tensor]:
     try:
-        state = load_safetensors(data)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
-    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+        return load_safetensors(data)
+    except (SafetensorError, ArithmeticError, KeyError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({_reason(error)})") from None
 
 
 def _read_torch(path: str, data: bytes) -> dict[str, Tensor]:
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each way a file can be broken
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        reason = _reason(error)
         raise CheckpointError(f"{path}: not a torch checkpoint that loads without running code ({reason})") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         raise CheckpointError(f"{path}: expected {{'state_dict': {{name: tensor}}}} or {{name: tensor}}")
-    state = {str(key).removeprefix("module."): value for key, value in content.items()}
-    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    # Not made float here: of a value that says how large it is, no more is believed than its shape, until that fits.
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return "".join(filter(str.isprintable, lines[0][:200])) if lines else type(error).__name__

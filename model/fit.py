@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from model.hrnet import CONFIGS, RefinementNetwork
-from model.refiner import network_input
+from model.preprocess import network_input
 
 MIN_RATE = 1e-4
 POLY_POWER = 0.9

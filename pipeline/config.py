@@ -11,6 +11,7 @@ import yaml
 
 from pipeline import storage
 from pipeline.guard import GuardConfig
+from pipeline.limits import LimitsConfig
 from pipeline.proposals import PATCH_PX
 from pipeline.records import InputError
 
@@ -56,6 +57,8 @@ class RefineConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the network; `auto` is fp32 on a CPU and bf16 on a GPU."""
+    backend: Literal["auto", "torch", "openvino"] = "auto"
+    """What runs the network on a CPU; `auto` is OpenVINO where it is installed."""
     batch_size: int | None = None
     """Patches per network batch; the default suits the device."""
     frames_per_block: int = 8
@@ -64,8 +67,11 @@ class RefineConfig:
     """Network processes at most; default one per GPU, or one per machine without any."""
     gpus_per_worker: float = 1.0
     """GPUs (or a share of one) for each network process, where the cluster has GPUs."""
+    placement: Literal["auto", "spread", "fused"] = "auto"
+    """Where reading and writing happen: on all CPUs of the cluster, or beside the network in helper processes."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
     local: bool = False
-    """Run in this one process, without Ray."""
+    """Run on this machine, without Ray."""
     limit: int | None = None
     """Only the first so many frames of the dump."""
     strict: bool = False

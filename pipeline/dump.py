@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import replace
 from typing import Literal
 
@@ -54,12 +55,13 @@ def reader(
 def without_collisions(refs: list[FrameRef]) -> list[FrameRef]:
     """The frames of a dump to be written as a Cityscapes folder; one that would overwrite an earlier one gets an error.
 
-    Frames are named after their images there, which frames of another form may share.
+    Frames are named after their images there, which frames of another form may share; also those of other folders, as
+    the images of a Cityscapes folder are found by their names alone.
     """
     owners: dict[str, str] = {}
     kept = []
     for ref in refs:
-        owner = owners.setdefault(base_path(ref), ref.frame_id)
+        owner = owners.setdefault(posixpath.basename(base_path(ref)), ref.frame_id)
         if owner != ref.frame_id and not ref.error:
             reason = (
                 f"{ref.file_name}: expected one frame per image in a Cityscapes folder, frame {owner} has it as well"

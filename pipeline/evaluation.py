@@ -291,7 +291,7 @@ def read_frames(
         ref = item.predicted.get(name)
         if ref is not None and ref.error:
             raise InputError(ref.error)
-        instances = reader.read(ref, width, height) if ref is not None else []
+        instances = list(reader.read(ref, width, height)) if ref is not None else []
         frames[name] = Frame(item.key, item.file_name, width, height, instances)
     return frames
 

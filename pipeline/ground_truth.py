@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import posixpath
+import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +13,7 @@ import cv2
 import numpy as np
 
 from pipeline import rle, storage
+from pipeline.formats.mask_png import PNG_SIGNATURE, plain_png
 from pipeline.records import InputError, cut_to_box
 
 CITYSCAPES_CLASSES = {
@@ -29,6 +32,9 @@ CITYSCAPES_CLASSES = {
 
 CITYSCAPES_VOID = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
 """The Cityscapes label ids that its evaluation ignores, as far as they are ids of pixels."""
+
+MAX_PIXELS = 1 << 30
+"""Largest image that OpenCV decodes; what a json says of an image without showing it is believed up to there."""
 
 INSTANCE_IDS = "_gtFine_instanceIds.png"
 LEFT_IMAGE = "_leftImg8bit"
@@ -142,11 +148,14 @@ class CocoTruth:
                 if "neg_category_ids" in entry:
                     incomplete = entry.get("not_exhaustive_category_ids", [])
                     federated = (frozenset(entry["neg_category_ids"]), frozenset(incomplete))
-                source = (int(entry["width"]), int(entry["height"]), of_image[entry["id"]], federated)
+                width, height = int(entry["width"]), int(entry["height"])
+                if min(width, height) < 1 or width * height > MAX_PIXELS:
+                    raise ValueError(f"{name} of {width} x {height} pixels")
+                source = (width, height, of_image[entry["id"]], federated)
                 refs.append(TruthRef(image_key(name), name, source, place[entry["id"]]))
         except InputError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(
                 f"{self.url}: expected a COCO ground-truth json with images (id, file_name, width, height), annotations"
                 f" (image_id, category_id, segmentation) and categories (id, name); {type(error).__name__}: {error}"
@@ -185,11 +194,14 @@ def _instance(entry: dict[str, Any], width: int, height: int) -> TrueInstance:
     segmentation, category = entry["segmentation"], entry["category_id"]
     if type(category) is not int:
         raise InputError(f"category_id {category!r:.40}, expected a whole number")
+    area = entry["area"]
+    if area is not None and not (type(area) in (int, float) and abs(area) <= sys.float_info.max):
+        raise InputError(f"area {area!r:.40}, expected a finite number")
     if isinstance(segmentation, dict):
         mask, origin = rle.decode(segmentation.get("counts"), segmentation.get("size"), width, height)
     else:
         mask, origin = rle.from_polygons(segmentation, width, height)
-    area = entry["area"] if entry["area"] is not None else int(np.count_nonzero(mask))
+    area = area if area is not None else int(np.count_nonzero(mask))
     return TrueInstance(str(entry["id"]), category, mask, origin, bool(entry["iscrowd"]), area)
 
 
@@ -229,8 +241,11 @@ class CityscapesTruth:
 
 def read_instance_ids(url: str) -> np.ndarray:
     """A Cityscapes `instanceIds` image (H, W): label id, or label id * 1000 + number for an object told apart."""
-    data = np.frombuffer(storage.read(url), np.uint8)
-    ids = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    ids, data = None, storage.read(url)
+    if data.startswith(PNG_SIGNATURE):
+        data = plain_png(data) or b""
+    with suppress(cv2.error):  # an empty file, or one with more pixels than OpenCV takes
+        ids = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if ids is None or ids.ndim != 2:
         raise InputError(f"{url}: expected a PNG with one channel of instance ids")
     return ids

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -60,6 +61,7 @@ class Ledger:
             return
         before = _parse(run, storage.read(run))
         gone = _withdrawn(self.root)
+        # A segment cut short by a power loss only costs the work of its last frames.
         for entry in read_receipts(self.output):
             self._note(entry["frame_id"], entry["error"], entry["part"], entry.get("identity", ""))
         self.withdrawn = {
@@ -166,7 +168,7 @@ class Ledger:
             writer = csv.writer(text, lineterminator="\n")
             writer.writerow(["frame_id", "error"])
             writer.writerows(sorted(self.aside.items()))
-            storage.put(table, text.getvalue().encode())
+            storage.put(table, text.getvalue().encode(errors="backslashreplace"))
         else:
             storage.remove(table)
 
@@ -203,7 +205,8 @@ class Ledger:
 def read_receipts(output: str) -> Iterator[dict[str, Any]]:
     """The receipts of all runs on an output, in the order of their frames' ends; none where it has no ledger.
 
-    Those of frames that were withdrawn later are left out.
+    Those of frames that were withdrawn later are left out. A line that a power loss has torn is passed over: its frame
+    is one that was not finished.
     """
     root = f"{output.rstrip('/')}/_ledger"
     if storage.exists(f"{root}/run.json"):
@@ -221,7 +224,8 @@ def _segments(root: str) -> Iterator[tuple[str, dict[str, Any]]]:
             chunk = names[start : start + READ_AHEAD]
             for name, data in zip(chunk, threads.map(lambda name: storage.read(f"{root}/{name}"), chunk)):
                 for line in data.splitlines():
-                    yield name, _parse(f"{root}/{name}", line)
+                    with suppress(InputError):
+                        yield name, _parse(f"{root}/{name}", line)
 
 
 def _withdrawn(root: str) -> dict[str, tuple[str, bool]]:

@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
-from pipeline import dump, flow, run, storage
+from pipeline import dump, run, storage
 from pipeline.config import NMS_THRESHOLDS, RefineConfig
+from pipeline.flow.session import alive_nodes, network_pool, ray_session
+from pipeline.formats.label_ids import LabelIdReader
 from pipeline.guard import GuardConfig
 from pipeline.ledger import read_receipts
 from pipeline.preflight_frames import check_frames, estimate
@@ -68,8 +70,8 @@ def check(config: CheckConfig) -> Report:
         checks.append(_output(settled))
     with _finding("cluster", checks):
         if not settled.local and (settled.cluster or os.environ.get("RAY_ADDRESS")):
-            with flow._ray_session():
-                nodes = [node["Resources"] for node in flow._alive_nodes()]
+            with ray_session():
+                nodes = [node["Resources"] for node in alive_nodes()]
             checks.append(cluster(nodes, settled.workers, settled.gpus_per_worker))
     with _finding("images", checks):
         storage.check_folder(settled.images)
@@ -148,7 +150,8 @@ def cluster(nodes: Sequence[Mapping[str, float]], workers: int | None, gpus_per_
     size = f"{len(nodes)} machines, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
     if total["CPU"] < 1:
         raise InputError(f"{size}: expected at least 1 CPU for reading and writing")
-    pool, needs, _ = flow._pool(dict(total), len(nodes), workers, gpus_per_worker)
+    network = network_pool(nodes, workers, gpus_per_worker)
+    pool, needs = network.size, network.resources
     name, need = ("GPU", needs["num_gpus"]) if "num_gpus" in needs else ("CPU", needs["num_cpus"])
     placed = sum(int((node.get(name, 0) + 1e-6) / need) for node in nodes) if need else pool
     largest = max(node.get(name, 0) for node in nodes)
@@ -174,6 +177,8 @@ def _dump(config: CheckConfig, digest: str | None, checks: list[Check]) -> Estim
     form = dump.input_format(config.predictions, config.format)
     output_form = form if config.output_format == "same" else config.output_format
     reader = dump.reader(config.predictions, config.images, form, config.image_list, config.image_pattern)
+    if output_form == "cityscapes" != form:
+        reader = LabelIdReader(reader)
     listed = reader.list_frames()
     if not listed:
         raise InputError(f"{config.predictions}: no frame found, read as {form}")

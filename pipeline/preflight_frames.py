@@ -62,7 +62,7 @@ def _look(
         image = decode_image(url)
         kind = "masks"
         height, width = image.shape[:2]
-        instances = reader.read(ref, width, height)
+        instances = list(reader.read(ref, width, height))
         if not measure:
             return Seen("", "", len(instances), None, 0)
         boxes, _ = cut(image, instances, cutting, config.guard)
@@ -70,7 +70,7 @@ def _look(
         return Seen("", "", len(instances), sum(map(len, boxes)), size)
     except InputError as error:
         message = str(error)
-        if kind == "image files" and message == f"{url}: no such file":
+        if kind == "image files" and message == str(InputError(f"{url}: no such file")):
             kind = "images"
     except Exception as error:
         message = f"{ref.file_name}: {type(error).__name__}: {' '.join(str(error).split())}"

@@ -19,9 +19,10 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline import dump, patch_dataset, storage
-from pipeline.flow import map_blocks
+from pipeline.flow import map_blocks, terminated_as_exit
 from pipeline.formats import Reader
 from pipeline.ground_truth import TruthRef, image_key, open_ground_truth
+from pipeline.lease import Lease
 from pipeline.ledger import Ledger
 from pipeline.progress import Progress
 from pipeline.records import InputError
@@ -72,7 +73,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Prepar
     listing = truth.list_frames()
     items, reader, unpaired = _items(config, listing.refs)
     cutter = Cutter(config, truth, reader)
-    with closing(Ledger(config.output)) as ledger:
+    with terminated_as_exit(), Lease(config.output) as lease, closing(Ledger(config.output)) as ledger:
         ledger.open(_fingerprint(config))
         items = items[: config.limit]
         ledger.forget_others({item.truth.key for item in items})
@@ -87,6 +88,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Prepar
         if left:
             work = partial(_cut_block, cutter=cutter)
             for receipts in map_blocks([block for block in todo if block], work, local=config.local):
+                lease.check()
                 ledger.record(receipts)
                 progress.update(receipts)
         ledger.flush()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.guard import REASONS
+from pipeline.redaction import redacted
 from pipeline.stages import Receipt
 
 STAGES = ("extract", "refine", "assemble", "commit")
@@ -61,8 +62,8 @@ class Summary:
         if len(self.quarantined) > 5:
             lines.append(f"set aside    ... {len(self.quarantined) - 5} more")
         if self.quarantined:
-            lines.append(f"             all in {self.output}/_ledger/quarantine.csv")
-        lines.append(f"output       {self.output}")
+            lines.append(f"             all in {redacted(self.output)}/_ledger/quarantine.csv")
+        lines.append(f"output       {redacted(self.output)}")
         return "\n".join(lines)
 
     def _by_status(self) -> str:

@@ -8,9 +8,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from pipeline.redaction import redacted
+
+LONGEST_MESSAGE = 2000
+"""Characters of an error line; names and values that it quotes come from the input, which may have any length."""
+
 
 class InputError(ValueError):
-    """Something is wrong with an input; the one-line message names the file (and line) and what was expected."""
+    """Something is wrong with an input; the one-line message names the file (and line) and what was expected.
+
+    Whatever it is made from, the message has no secrets of a URL, and no character that is not printable: names may
+    have line ends, terminal codes, or bytes that are no text.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        # First cut generously: a secret that ends behind the cut could not be told.
+        message = redacted(message[: 10 * LONGEST_MESSAGE])[: LONGEST_MESSAGE + 1]
+        if not message.isprintable():
+            message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        super().__init__(message if len(message) <= LONGEST_MESSAGE else f"{message[: LONGEST_MESSAGE - 3]}...")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,10 @@ MAX_GROUPS = 7
 """5-bit groups of one compressed run; 35 bits hold any run of an image that pycocotools can count (32 bits)."""
 
 MAX_OUTLINE = 1_000_000
-"""Longest polygon outline in pixels; pycocotools allocates some 100 bytes for each before it looks at the frame."""
+"""Longest outline in pixels of an object; pycocotools allocates some 100 bytes for each before it sees the frame."""
+
+SHORTEST_OUTLINE = 100
+"""Pixels as which a shorter polygon counts towards MAX_OUTLINE, being some work however short it is."""
 
 _GROUP_LIMITS = 1 << np.arange(4, 5 * MAX_GROUPS, 5)
 
@@ -54,6 +57,9 @@ def decode(counts: str | list[int], size: Any, width: int, height: int) -> tuple
     """
     if not isinstance(size, list | tuple) or list(size) != [height, width]:
         raise InputError(f"mask size {size!r:.60}, expected [height, width] = [{height}, {width}]")
+    # Empty runs cover no pixel, so that their number has no bound but this; real ones are some, and not next to others.
+    if isinstance(counts, str | list) and len(counts) > 2 * (height * width + 32):
+        raise InputError(f"RLE counts of length {len(counts)}, longer than any of {height} x {width} pixels")
     runs = _parse(counts) if isinstance(counts, str) else _check_list(counts)
     if len(runs) and runs.min() < 0:
         raise InputError(f"RLE counts with a run of {runs.min()} pixels, expected none below 0")
@@ -68,6 +74,7 @@ def from_polygons(polygons: Any, width: int, height: int) -> tuple[np.ndarray, t
     """The union of COCO polygons, each [x1, y1, x2, y2, ...] in pixels, as `decode` gives it; or InputError."""
     if not isinstance(polygons, list) or not polygons:
         raise InputError("expected RLE or a list of polygons [[x1, y1, x2, y2, x3, y3, ...], ...]")
+    outline = 0.0
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             raise InputError("polygon expected to be a list of at least 3 points x1, y1, x2, y2, x3, y3, ...")
@@ -75,8 +82,9 @@ def from_polygons(polygons: Any, width: int, height: int) -> tuple[np.ndarray, t
             raise InputError(f"polygon expected to have numbers up to {MAX_OUTLINE} as coordinates")
         # pycocotools walks the outline pixel by pixel, in and out of the frame: its length is what it costs.
         points = np.array(polygon, float).reshape(-1, 2)
-        if np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum() > MAX_OUTLINE:
-            raise InputError(f"polygon with an outline of more than {MAX_OUTLINE} pixels")
+        outline += max(SHORTEST_OUTLINE, np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
+        if outline > MAX_OUTLINE:
+            raise InputError(f"polygons with an outline of more than {MAX_OUTLINE} pixels")
     merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     return decode(merged["counts"].decode("ascii"), [height, width], width, height)
 

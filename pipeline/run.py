@@ -13,20 +13,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+from model.backend import resolve_backend
 from model.bundled import bundled, resolve
 from pipeline import dump, flow, storage
 from pipeline.config import NMS_THRESHOLDS, RefineConfig
 from pipeline.formats import Reader, Writer
-from pipeline.formats.parts import sweep
+from pipeline.formats.label_ids import LabelIdReader
+from pipeline.formats.parts import PartError, sweep
 from pipeline.guard import GuardConfig
 from pipeline.incremental import Difference, compare
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
 from pipeline.progress import Progress, Summary
 from pipeline.records import FrameRef, InputError
+from pipeline.redaction import redacted
 from pipeline.stages import Cutting, Receipt, Work, commit
+
+METHOD = 1
+"""Raised with every change of this program that makes other masks of the same input and settings."""
 
 
 def run(config: RefineConfig, log: Callable[[str], None] = print) -> Summary:
@@ -44,6 +50,8 @@ def run(config: RefineConfig, log: Callable[[str], None] = print) -> Summary:
     form = dump.input_format(config.predictions, config.format)
     output_form = form if config.output_format == "same" else config.output_format
     reader = dump.reader(config.predictions, config.images, form, config.image_list, config.image_pattern)
+    if output_form == "cityscapes" != form:
+        reader = LabelIdReader(reader)
     writer = dump.writer(config.output, output_form)
     threshold = config.nms_threshold if config.nms_threshold is not None else NMS_THRESHOLDS[form]
     cutting = Cutting(threshold, config.patch_size, config.padding, config.parity)
@@ -120,7 +128,12 @@ def _finish(ledger: Ledger, writer: Writer, refs: Sequence[FrameRef]) -> None:
     key = _key(refs, ledger.parts)
     if key != before or not storage.exists(storage.join(ledger.output, writer.result)):
         ledger.note_finished(None)
-        writer.finish(refs, ledger.parts)
+        try:
+            writer.finish(refs, ledger.parts)
+        except PartError as error:
+            lost = [frame_id for frame_id, part in ledger.parts.items() if part == error.path]
+            ledger.withdraw(lost, [])
+            raise InputError(f"{error}; the same command refines its {len(lost)} frames again") from None
         ledger.note_finished(key)
     sweep(ledger.output, {*ledger.parts.values()})
 
@@ -147,16 +160,14 @@ def _blocks_of_receipts(
     # Here a wrong checkpoint is one clear line; in an actor it would be a pool that never starts.
     load(config.checkpoint, weights)
     plan = flow.Plan(
-        reader,
-        writer,
-        config.images,
-        cutting,
-        config.guard,
-        partial(flow.load_refiner, config.checkpoint, config.precision, config.batch_size),
+        flow.Stages(reader, writer, config.images, cutting, config.guard, config.limits),
+        partial(flow.load_refiner, config.checkpoint, config.precision, config.batch_size, backend_of(config)),
         [sound[i : i + size] for i in range(0, len(sound), size)],
     )
     for receipts in (
-        flow.run_local(plan) if config.local else flow.run_ray(plan, config.workers, config.gpus_per_worker)
+        flow.run_local(plan)
+        if config.local
+        else flow.run_ray(plan, config.workers, config.gpus_per_worker, config.placement)
     ):
         # What an earlier run made of a frame before it went wrong is not its output any more.
         writer.withdraw([FrameRef(receipt.frame_id, receipt.file_name) for receipt in receipts if receipt.error], ())
@@ -179,14 +190,23 @@ def absolute(config: RefineConfig) -> RefineConfig:
     )
 
 
+def backend_of(config: RefineConfig) -> Literal["torch", "openvino"]:
+    """The library that runs the network on a CPU: told here once, so that no worker chooses another."""
+    try:
+        return resolve_backend(config.backend)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
 def fingerprint(config: RefineConfig, form: str, output_form: str, cutting: Cutting, weights: str) -> dict[str, Any]:
     """The settings that decide what becomes of a frame; `weights` is the SHA-256 of the checkpoint."""
     # The thresholds of a guard that is switched off make no difference.
     guard = asdict(config.guard) if config.guard.enabled else {"enabled": False}
     return {
-        "predictions": config.predictions,
-        "images": config.images,
-        "image_list": config.image_list,
+        "method": METHOD,
+        "predictions": redacted(config.predictions),
+        "images": redacted(config.images),
+        "image_list": config.image_list and redacted(config.image_list),
         "image_pattern": config.image_pattern,
         "format": form,
         "output_format": output_form,
@@ -196,6 +216,7 @@ def fingerprint(config: RefineConfig, form: str, output_form: str, cutting: Cutt
         "padding": cutting.padding,
         "parity": cutting.parity,
         **{f"guard.{name}": value for name, value in guard.items()},
+        "backend": backend_of(config),
         "precision": config.precision,
         "batch_size": config.batch_size,
     }

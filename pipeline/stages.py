@@ -14,13 +14,25 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.formats import Reader, Writer
+from pipeline.formats.mask_png import PNG_SIGNATURE, plain_png
 from pipeline.guard import GuardConfig, judge, passed_over
+from pipeline.limits import LimitsConfig, check_image
 from pipeline.patches import crop, paste
 from pipeline.proposals import PATCH_PX, boundary_strength, propose
 from pipeline.records import Frame, FrameRef, InputError, Instance, cut_to_box
 
 if TYPE_CHECKING:  # torch stays out of the processes that only cut and paste
     from model import Refiner
+
+
+IN_PIECES = 2048
+"""Patches of a frame above which they do not travel: the network's process cuts, refines and pastes them, so many at a
+time. A block of such frames would not fit where a few blocks of others wait.
+"""
+
+
+PASTE_BYTES = 16
+"""Memory per pixel of its box while an instance is pasted together."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,8 @@ class Work:
     """Per instance the (n, 4) int32 boxes of its patches; the patches themselves travel beside, in this order."""
     error: str = ""
     """Why the frame is set aside; empty while all is well."""
+    in_pieces: bool = False
+    """Whether it has more patches than may travel (`IN_PIECES`), so that none do."""
     seconds: dict[str, float] = field(default_factory=dict)
     refined_at: float = 0.0
     """Unix time at which its patches left the network."""
@@ -88,10 +102,18 @@ def _timed(work: Work, stage: str) -> Iterator[None]:
         work.seconds[stage] = work.seconds.get(stage, 0.0) + time.perf_counter() - started
 
 
-def decode_image(url: str) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 RGB; InputError names a file that is missing or cannot be decoded."""
+def decode_image(url: str, memory_bytes: int | None = None) -> np.ndarray:
+    """An image file as (H, W, 3) uint8 RGB.
+
+    InputError names a file that is missing, cannot be decoded, or would not fit `memory_bytes`.
+    """
+    data = storage.read(url)
+    if memory_bytes is not None:
+        check_image(url, data, memory_bytes)
+    if data.startswith(PNG_SIGNATURE):
+        data = plain_png(data) or b""
     try:
-        image = cv2.imdecode(np.frombuffer(storage.read(url), np.uint8), cv2.IMREAD_COLOR_RGB)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     except cv2.error:  # an empty file
         image = None
     if image is None:
@@ -106,14 +128,18 @@ def cut(
 
     Instances that the guard passes over have none.
     """
-    size = image.shape[1], image.shape[0]
-    side = cutting.patch_px + 2 * cutting.padding
-    boxes, patches = [], [np.zeros((0, side, side, 4), np.uint8)]
-    for instance in instances:
-        if passed_over(instance.mask, guard):
-            boxes.append(np.zeros((0, 4), np.int32))
-            continue
-        found = propose(
+    boxes = place(instances, (image.shape[1], image.shape[0]), cutting, guard)
+    return boxes, crop_all(image, instances, boxes, cutting)
+
+
+def place(
+    instances: Sequence[Instance], size: tuple[int, int], cutting: Cutting, guard: GuardConfig
+) -> list[np.ndarray]:
+    """The boxes (n, 4) int32 of each instance's patches in a frame of `size` = (width, height)."""
+    return [
+        np.zeros((0, 4), np.int32)
+        if passed_over(instance.mask, guard)
+        else propose(
             instance.mask,
             instance.origin,
             size,
@@ -121,39 +147,78 @@ def cut(
             patch_px=cutting.patch_px,
             parity=cutting.parity,
         )
-        boxes.append(found)
-        patches.append(crop(image, instance.mask, instance.origin, found, cutting.padding))
-    return boxes, np.concatenate(patches)
+        for instance in instances
+    ]
+
+
+def crop_all(
+    image: np.ndarray, instances: Sequence[Instance], boxes: Sequence[np.ndarray], cutting: Cutting
+) -> np.ndarray:
+    """The patches (N, P, P, 4) uint8 of all instances, P with the padding."""
+    side = cutting.patch_px + 2 * cutting.padding
+    patches = [np.zeros((0, side, side, 4), np.uint8)]
+    for instance, placed in zip(instances, boxes):
+        if len(placed):
+            patches.append(crop(image, instance.mask, instance.origin, placed, cutting.padding))
+    return np.concatenate(patches)
 
 
 def extract(
-    ref: FrameRef, reader: Reader, images: str, cutting: Cutting, guard: GuardConfig
+    ref: FrameRef,
+    reader: Reader,
+    images: str,
+    cutting: Cutting,
+    guard: GuardConfig,
+    limits: LimitsConfig = LimitsConfig(),  # noqa: B008, frozen
 ) -> tuple[Work, np.ndarray]:
-    """Read one frame and cut its patches (N, P, P, 4) uint8. Whatever is wrong with it becomes `Work.error`."""
+    """Read one frame and cut its patches (N, P, P, 4) uint8. Whatever is wrong with it becomes `Work.error`.
+
+    A frame with more than IN_PIECES patches has none here.
+    """
     work = Work(ref.frame_id, file_name=ref.file_name)
     patches = np.zeros((0, *(cutting.patch_px + 2 * cutting.padding,) * 2, 4), np.uint8)
     with _timed(work, "extract"):
         try:
-            image = decode_image(storage.join(images, ref.file_name))
+            image = decode_image(storage.join(images, ref.file_name), limits.memory_bytes)
             height, width = image.shape[:2]
-            instances = reader.read(ref, width, height)
-            boxes, patches = cut(image, instances, cutting, guard)
+            instances = _within_memory(reader.read(ref, width, height), ref, image.nbytes, limits)
+            work.boxes = place(instances, (width, height), cutting, guard)
+            work.in_pieces = work.patches > IN_PIECES
+            if not work.in_pieces:
+                patches = crop_all(image, instances, work.boxes, cutting)
             work.identity = reader.identity(ref, instances)
-            work.frame, work.boxes = Frame(ref.frame_id, ref.file_name, width, height, instances), boxes
-        except InputError as error:
-            work.error = str(error)
+            work.frame = Frame(ref.frame_id, ref.file_name, width, height, instances)
         except Exception as error:  # one frame must never stop the others
-            work.error = f"{ref.file_name}: {type(error).__name__}: {' '.join(str(error).split())}"
+            set_aside(work, error)
     return work, patches
+
+
+def _within_memory(found: Iterator[Instance], ref: FrameRef, held: int, limits: LimitsConfig) -> list[Instance]:
+    instances, largest = [], 0
+    for instance in found:
+        instances.append(instance)
+        held += instance.mask.nbytes
+        largest = max(largest, instance.mask.nbytes)
+        if (needed := held + largest * PASTE_BYTES) > limits.memory_bytes:
+            raise InputError(
+                f"{ref.file_name}: image and the first {len(instances)} masks need {needed / (1 << 30):.3g} GB,"
+                f" expected a frame to fit limits.memory_gb = {limits.memory_gb:g}"
+            )
+    return instances
+
+
+def set_aside(work: Work, error: Exception) -> None:
+    """Note why a frame cannot be finished, and let go of what was made of it."""
+    if not isinstance(error, InputError):
+        error = InputError(f"{work.file_name}: {type(error).__name__}: {' '.join(str(error).split())}")
+    work.error, work.frame, work.boxes, work.in_pieces = str(error), None, [], False
 
 
 def refine(works: Sequence[Work], patches: Sequence[np.ndarray], refiner: Refiner, padding: int) -> list[np.ndarray]:
     """Foreground probabilities (n, P, P) uint16 of each frame's patches; all frames share the network's batches."""
     started = time.perf_counter()
     counts = [len(part) for part in patches]
-    probabilities = refiner.probabilities(np.concatenate(patches))
-    if padding:
-        probabilities = np.ascontiguousarray(probabilities[:, padding:-padding, padding:-padding])
+    probabilities = _unpadded(refiner.probabilities(np.concatenate(patches)), padding)
     each = (time.perf_counter() - started) / max(1, sum(counts))
     for work, count in zip(works, counts):
         work.seconds["refine"], work.refined_at = each * count, time.time()
@@ -161,23 +226,83 @@ def refine(works: Sequence[Work], patches: Sequence[np.ndarray], refiner: Refine
     return [probabilities[end - count : end] for end, count in zip(ends, counts)]
 
 
+def refine_in_pieces(
+    work: Work, refiner: Refiner, images: str, cutting: Cutting, guard: GuardConfig, limits: LimitsConfig
+) -> None:
+    """Refine and reassemble a frame whose patches did not travel, about IN_PIECES of them at a time."""
+    frame = work.frame
+    if frame is None:
+        return
+    try:
+        image = decode_image(storage.join(images, frame.file_name), limits.memory_bytes)
+        if image.shape[:2] != (frame.height, frame.width):
+            raise InputError(f"{frame.file_name}: the image has changed since its masks were read")
+        for some in _pieces([len(boxes) for boxes in work.boxes]):
+            instances, boxes = frame.instances[some], work.boxes[some]
+            with _timed(work, "refine"):
+                probabilities = _probabilities(image, instances, boxes, refiner, cutting)
+            with _timed(work, "assemble"):
+                _settle(frame, instances, boxes, probabilities, guard)
+    except Exception as error:  # one frame must never stop the others
+        set_aside(work, error)
+    work.refined_at = time.time()
+
+
+def _pieces(counts: Sequence[int]) -> Iterator[slice]:
+    """Neighbouring instances that have at most IN_PIECES patches together, or one that has more."""
+    start = total = 0
+    for stop, count in enumerate(counts):
+        if total + count > IN_PIECES and stop > start:
+            yield slice(start, stop)
+            start, total = stop, 0
+        total += count
+    yield slice(start, len(counts))
+
+
+def _probabilities(
+    image: np.ndarray, instances: Sequence[Instance], boxes: Sequence[np.ndarray], refiner: Refiner, cutting: Cutting
+) -> np.ndarray:
+    if len(instances) != 1:
+        return _unpadded(refiner.probabilities(crop_all(image, instances, boxes, cutting)), cutting.padding)
+    parts = [boxes[0][i : i + IN_PIECES] for i in range(0, len(boxes[0]), IN_PIECES)] or [boxes[0]]
+    patches = (crop_all(image, instances, [part], cutting) for part in parts)
+    return np.concatenate([_unpadded(refiner.probabilities(part), cutting.padding) for part in patches])
+
+
+def _unpadded(probabilities: np.ndarray, padding: int) -> np.ndarray:
+    return np.ascontiguousarray(probabilities[:, padding:-padding, padding:-padding]) if padding else probabilities
+
+
 def assemble(work: Work, probabilities: np.ndarray, guard: GuardConfig) -> None:
     """Replace a frame's coarse masks by refined ones, given the probabilities (N, P, P) uint16 of all its patches.
 
-    Masks that the guard rejects stay as they were.
+    Masks that the guard rejects stay as they were. Whatever goes wrong becomes `Work.error`.
     """
-    if work.frame is None:
+    if work.frame is None or work.in_pieces:
         return
     with _timed(work, "assemble"):
-        start = 0
-        for instance, boxes in zip(work.frame.instances, work.boxes):
-            part = probabilities[start : start + len(boxes)]
-            start += len(boxes)
-            # A dump that was refined before brings the old verdicts along.
-            instance.status, instance.reason = "kept", passed_over(instance.mask, guard)
-            instance.changed_pixels, instance.confidence = 0, 1.0
-            if len(boxes):
-                _replace(instance, (work.frame.width, work.frame.height), boxes, part, guard)
+        try:
+            _settle(work.frame, work.frame.instances, work.boxes, probabilities, guard)
+        except Exception as error:  # one frame must never stop the others
+            set_aside(work, error)
+
+
+def _settle(
+    frame: Frame,
+    instances: Sequence[Instance],
+    boxes: Sequence[np.ndarray],
+    probabilities: np.ndarray,
+    guard: GuardConfig,
+) -> None:
+    start = 0
+    for instance, placed in zip(instances, boxes):
+        part = probabilities[start : start + len(placed)]
+        start += len(placed)
+        # A dump that was refined before brings the old verdicts along.
+        instance.status, instance.reason = "kept", passed_over(instance.mask, guard)
+        instance.changed_pixels, instance.confidence = 0, 1.0
+        if len(placed):
+            _replace(instance, (frame.width, frame.height), placed, part, guard)
 
 
 def _replace(
@@ -197,28 +322,43 @@ def _replace(
 
 
 def commit(works: Sequence[Work], writer: Writer) -> list[Receipt]:
-    """Write the finished frames of one block and say what became of each; frames set aside write nothing."""
+    """Write the finished frames of one block and say what became of each; frames set aside write nothing.
+
+    An OSError is the store's and ends the run; whatever else goes wrong sets aside the frame that it goes wrong with.
+    """
     started = time.perf_counter()
     good = [work for work in works if work.frame is not None]
-    part = writer.commit([work.frame for work in good if work.frame is not None]) if good else ""
+    part = ""
+    try:
+        part = writer.commit([work.frame for work in good if work.frame is not None]) if good else ""
+    except OSError:
+        raise
+    except Exception as error:
+        if len(works) > 1:
+            return [receipt for work in works for receipt in commit([work], writer)]
+        set_aside(works[0], error)
     for work in good:
         work.seconds["commit"] = (time.perf_counter() - started) / len(good)
-    return [
-        Receipt(
-            work.frame_id,
-            work.error,
-            part if work.frame is not None else "",
-            len(work.frame.instances) if work.frame else 0,
-            sum(instance.status == "refined" for instance in work.frame.instances) if work.frame else 0,
-            work.patches,
-            work.seconds,
-            work.refined_at,
-            dict(Counter(i.reason for i in work.frame.instances if i.reason)) if work.frame else {},
-            work.file_name,
-            work.identity if work.frame else "",
-        )
-        for work in works
-    ]
+    return [_receipt(work, part) for work in works]
+
+
+def _receipt(work: Work, part: str) -> Receipt:
+    if work.frame is None:
+        return Receipt(work.frame_id, work.error, "", 0, 0, 0, work.seconds, work.refined_at, file_name=work.file_name)
+    instances = work.frame.instances
+    return Receipt(
+        work.frame_id,
+        "",
+        part,
+        len(instances),
+        sum(instance.status == "refined" for instance in instances),
+        work.patches,
+        work.seconds,
+        work.refined_at,
+        dict(Counter(instance.reason for instance in instances if instance.reason)),
+        work.file_name,
+        work.identity,
+    )
 
 
 def refine_image(

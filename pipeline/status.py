@@ -19,6 +19,7 @@ from pipeline.guard import REASONS
 from pipeline.ledger import read_receipts
 from pipeline.progress import STAGES
 from pipeline.records import InputError
+from pipeline.redaction import HIDDEN
 
 RECENT_SECONDS = 300.0
 """How far back the recent rate looks."""
@@ -221,6 +222,8 @@ def _frames_per_s(times: list[float]) -> float | None:
 def _listed(run: str) -> set[str]:
     """The ids of all frames of the dump that a run's settings name."""
     settings = _object(run)
+    if HIDDEN in f"{settings.get('predictions')}{settings.get('images')}{settings.get('image_list')}":
+        raise InputError(f"{run}: the dump cannot be listed, as what gives access to it is not kept here")
     try:
         reader = dump.reader(
             settings["predictions"],

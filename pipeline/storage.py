@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
+import io
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import IO, Any
 from uuid import uuid4
 
-import fsspec
-
+from pipeline import stores
 from pipeline.records import InputError
+from pipeline.store_files import RangeReader, Upload
+from pipeline.stores import asked, open_store
+
+READ_BYTES = 8 << 20
+"""Bytes asked for at once of a file on a store that is read piece by piece."""
+
+UPLOAD_BYTES = 48 << 20
+"""Bytes of a file up to which it goes to a store in one request; a longer one goes in pieces of this size or more."""
 
 _TAGS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "updated", "modified", "created")
 """What stores call the tag of a file's content, or the time of its last change; a tag tells more, and comes first."""
 
 
-def _open(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    try:
-        return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError) as error:  # a store whose package is not installed, or that does not exist
-        raise InputError(f"{url}: {error}") from None
-
-
-def _is_local(fs: fsspec.AbstractFileSystem) -> bool:
-    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
-
-
 def is_local(url: str) -> bool:
     """Whether a URL names files of this machine."""
-    return _is_local(_open(url)[0])
+    return stores.is_local(open_store(url)[0])
 
 
 def stays_below(relative: str) -> bool:
@@ -50,44 +48,69 @@ def join(root: str, relative: str) -> str:
 
 def absolute(url: str) -> str:
     """A local path made absolute, so that it means the same in every process; any other URL as it is."""
-    fs, path = _open(url)
-    return os.path.abspath(path) if _is_local(fs) else url
+    fs, path = open_store(url)
+    return os.path.abspath(path) if stores.is_local(fs) else url
 
 
 def exists(url: str) -> bool:
     """Whether a file or folder is there."""
-    fs, path = _open(url)
-    return fs.exists(path)
+    return _kind(url) is not None
 
 
 def is_dir(url: str) -> bool:
-    fs, path = _open(url)
-    return fs.isdir(path)
+    return _kind(url) == "directory"
+
+
+def _kind(url: str) -> str | None:
+    """What is there, `file` or `directory`; listing a folder only to know this would take a store long."""
+    fs, path = open_store(url)
+    try:
+        return fs.info(path)["type"] if stores.is_local(fs) else asked(url, lambda: fs.info(path), reading=True)["type"]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def check_folder(url: str) -> None:
     """Raise InputError where a local folder is missing; other stores may know files only."""
-    fs, path = _open(url)
-    if _is_local(fs) and not fs.isdir(path):
+    fs, path = open_store(url)
+    if stores.is_local(fs) and not fs.isdir(path):
         raise InputError(f"{url}: expected a folder")
 
 
 def contains(folder: str, url: str) -> bool:
     """Whether a file or folder is `folder` itself or lies below it, also through symbolic links."""
-    (fs, root), (other, path) = _open(folder), _open(url)
-    if _is_local(fs):
+    (fs, root), (other, path) = open_store(folder), open_store(url)
+    if stores.is_local(fs):
         root, path = os.path.realpath(root), os.path.realpath(path)
     return fs == other and f"{path.rstrip('/')}/".startswith(f"{root.rstrip('/')}/")
 
 
 def find(root: str, suffixes: tuple[str, ...]) -> list[str]:
     """Sorted paths, relative to the folder `root`, of all files below it with one of the endings (lower case)."""
-    fs, path = _open(root)
+    fs, path = open_store(root)
+    if not stores.is_local(fs):
+        return sorted(found for found, _ in _listing(root) if found.lower().endswith(suffixes))
     if not fs.isdir(path):
         raise InputError(f"{root}: expected a folder")
-    fs.invalidate_cache(path)
     base = path.rstrip("/")
     return sorted(found[len(base) + 1 :] for found in fs.find(path) if found.lower().endswith(suffixes))
+
+
+def _listing(root: str) -> list[tuple[str, dict[str, Any]]]:
+    """Path, relative to the folder `root`, and properties of all files below it, as a store lists them."""
+    fs, path = open_store(root)
+    below = f"{path.rstrip('/')}/"
+    try:
+        listed = asked(root, lambda: fs.find(path, detail=True), reading=True)
+    except FileNotFoundError:
+        listed = {}
+    # A store may show folders as empty files whose names end with a slash.
+    found = [
+        (name[len(below) :], info) for name, info in listed.items() if name.startswith(below) and not name.endswith("/")
+    ]
+    if not found and not is_dir(root):
+        raise InputError(f"{root}: expected a folder")
+    return found
 
 
 def versions(root: str) -> Iterator[tuple[str, str]]:
@@ -96,15 +119,13 @@ def versions(root: str) -> Iterator[tuple[str, str]]:
     A version is another whenever the file may have changed: its size with its modification time, or with the content
     tag of an object store. It is empty where the store tells neither, and for a link to nothing.
     """
-    fs, path = _open(root)
+    fs, path = open_store(root)
+    if not stores.is_local(fs):
+        yield from ((found, _version_of(info)) for found, info in _listing(root))
+        return
     if not fs.isdir(path):
         raise InputError(f"{root}: expected a folder")
     base = path.rstrip("/")
-    if not _is_local(fs):
-        fs.invalidate_cache(path)
-        for found, info in fs.find(path, detail=True).items():
-            yield found[len(base) + 1 :], _version_of(info)
-        return
     folders = [base or "/"]
     while folders:
         with os.scandir(folders.pop()) as entries:
@@ -120,20 +141,19 @@ def versions_of(root: str, paths: Sequence[str]) -> list[str]:
 
     `paths` are known to stay below the folder; an empty one is `root` itself, which may be a file.
     """
-    fs, base = _open(root)
+    fs, base = open_store(root)
     base = base.rstrip("/")
-    if _is_local(fs):
+    if stores.is_local(fs):
         return [_local_version(f"{base}/{path}" if path else base) for path in paths]
 
     def ask(path: str) -> str:
+        place = f"{base}/{path}" if path else base
         try:
-            return _version_of(fs.info(f"{base}/{path}" if path else base))
+            return _version_of(asked(f"{root}/{path}" if path else root, lambda: fs.info(place), reading=True))
         except FileNotFoundError:
             return ""
-        except OSError as error:
-            raise _unreadable(f"{root}/{path}", error) from None
 
-    with ThreadPoolExecutor(32) as threads:
+    with ThreadPoolExecutor(stores.REQUESTS) as threads:
         return list(threads.map(ask, paths))
 
 
@@ -156,19 +176,44 @@ def _version_of(info: Mapping[str, Any]) -> str:
 
 def read(url: str, start: int | None = None, end: int | None = None) -> bytes:
     """The bytes of a file, or of the range [start, end) of it. InputError names a file that cannot be read."""
-    fs, path = _open(url)
-    try:
+    data = read_if_there(url, start, end)
+    if data is None:
+        raise InputError(f"{url}: no such file")
+    return data
+
+
+def read_if_there(url: str, start: int | None = None, end: int | None = None) -> bytes | None:
+    """As `read`, but None where no such file is; one request instead of two."""
+    fs, path = open_store(url)
+
+    def fetch() -> bytes:
         return fs.cat_file(path, start=start, end=end)
+
+    try:
+        return fetch() if stores.is_local(fs) else asked(url, fetch, reading=True)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
     except OSError as error:
         raise _unreadable(url, error) from None
 
 
 @contextmanager
 def open_read(url: str) -> Iterator[IO[bytes]]:
-    """A file for reading from begin to end without holding it in memory."""
-    fs, path = _open(url)
+    """A file for reading from begin to end without holding it in memory; it can be sought in."""
+    fs, path = open_store(url)
     try:
-        file = fs.open(path, "rb")
+        if stores.is_local(fs):
+            file = fs.open(path, "rb")
+        else:
+            info = asked(url, lambda: fs.info(path), reading=True)
+            if info["type"] == "directory":
+                raise IsADirectoryError(path)
+            if (info.get("size") or 0) <= READ_BYTES:
+                # A web server that does not tell the size will not send a part of it either.
+                file = io.BytesIO(read(url))
+            else:
+                raw = RangeReader(lambda start, end: read(url, start, end), int(info["size"]))
+                file = io.BufferedReader(raw, READ_BYTES)
     except OSError as error:
         raise _unreadable(url, error) from None
     with file:
@@ -183,30 +228,38 @@ def _unreadable(url: str, error: OSError) -> InputError:
 
 def put(url: str, data: bytes) -> None:
     """Write a file so that it is there whole or not at all, replacing an older one."""
-    fs, path = _open(url)
-    if _is_local(fs):
+    fs, path = open_store(url)
+    if stores.is_local(fs):
         with open_write(url) as file:
             file.write(data)
     else:
-        fs.pipe_file(path, data)
+        _written(url, lambda: fs.pipe_file(path, data))
+
+
+def _written(url: str, call: Callable[[], Any], again: bool = True) -> Any:
+    try:
+        return asked(url, call, reading=False, again=again)
+    except FileNotFoundError as error:  # a bucket, most often
+        raise stores.StoreError(f"{url}: cannot be written ({stores.describe(error)})") from None
 
 
 def create(url: str, data: bytes) -> bool:
     """Write a file whole unless it is there; whether this call has written it.
 
     Of several processes that call this at once, one writes: on local file systems, and on stores whose fsspec package
-    has a create mode (s3fs, gcsfs, memory). On others, and on local ones without hard links, two may.
+    has a create mode (s3fs, gcsfs, adlfs, memory). On others, and on local ones without hard links, two may.
+    `data` must differ between those that call: what a store has taken though its answer was lost is told by it.
     """
-    fs, path = _open(url)
-    if not _is_local(fs):
+    fs, path = open_store(url)
+    if not stores.is_local(fs):
         try:
-            fs.pipe_file(path, data, mode="create")
+            _written(url, lambda: fs.pipe_file(path, data, mode="create"))
         except FileExistsError:
-            return False
+            return read_if_there(url) == data
         except (NotImplementedError, TypeError, ValueError):
-            if fs.exists(path):
+            if exists(url):
                 return False
-            fs.pipe_file(path, data)
+            put(url, data)
         return True
     temporary = f"{path}.{uuid4().hex}.tmp"
     put(temporary, data)
@@ -227,8 +280,8 @@ def create(url: str, data: bytes) -> bool:
 @contextmanager
 def locked(folder: str) -> Iterator[None]:
     """Let one process at a time pass, where the folder is local and its file system has locks; elsewhere all do."""
-    fs, path = _open(folder)
-    if not _is_local(fs):
+    fs, path = open_store(folder)
+    if not stores.is_local(fs):
         yield
         return
     import fcntl
@@ -246,11 +299,21 @@ def locked(folder: str) -> Iterator[None]:
 @contextmanager
 def open_write(url: str) -> Iterator[IO[bytes]]:
     """A file for writing piece by piece that appears under its name only once it is closed without an exception."""
-    fs, path = _open(url)
-    if not _is_local(fs):
-        # An object store publishes an upload when it is completed; leaving early discards it.
-        with fs.transaction, fs.open(path, "wb") as file:
-            yield file
+    fs, path = open_store(url)
+    if not stores.is_local(fs):
+        upload = Upload(
+            fs,
+            path,
+            UPLOAD_BYTES if stores.takes_pieces(fs) else math.inf,
+            lambda data: put(url, data),
+            lambda call: _written(url, call, again=False),
+        )
+        try:
+            yield upload
+            upload.finish()
+        except BaseException:
+            upload.abandon()
+            raise
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{uuid4().hex}.tmp"
@@ -266,12 +329,18 @@ def open_write(url: str) -> Iterator[IO[bytes]]:
 
 def remove(url: str) -> None:
     """Delete one file; a file that is not there is no error."""
-    fs, path = _open(url)
-    if fs.exists(path):
-        fs.rm_file(path)
+    fs, path = open_store(url)
+    with suppress(FileNotFoundError):
+        if stores.is_local(fs):
+            os.unlink(path)
+        else:
+            asked(url, lambda: fs.rm_file(path), reading=False)
 
 
 def size(url: str) -> int:
-    """Bytes of a file."""
-    fs, path = _open(url)
-    return int(fs.size(path))
+    """Bytes of a file. InputError names one that is not there."""
+    fs, path = open_store(url)
+    try:
+        return int(fs.size(path) if stores.is_local(fs) else asked(url, lambda: fs.size(path), reading=True))
+    except FileNotFoundError:
+        raise InputError(f"{url}: no such file") from None

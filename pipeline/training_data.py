@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
 from model.hrnet import RefinementNetwork, fold, output_resize
-from model.refiner import network_input
+from model.preprocess import network_input
 from pipeline import storage
 from pipeline.metrics.patches import PatchScores
 from pipeline.patch_dataset import PatchBatches, PatchDataset

@@ -54,6 +54,16 @@ def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One small cluster for each file of tests that runs jobs on Ray."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
 def random_patches(count: int, side: int = 64, seed: int = 0) -> np.ndarray:
     """(count, side, side, 4) uint8: noise as image, 0/1 noise as coarse mask."""
     rng = np.random.default_rng(seed)

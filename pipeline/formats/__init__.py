@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 from pipeline.records import Frame, FrameRef, Instance
@@ -11,6 +11,8 @@ from pipeline.records import Frame, FrameRef, Instance
 class Reader(Protocol):
     """Reads one dump. Small and picklable: it travels to every worker."""
 
+    predictions: str
+
     def list_frames(self, known: Mapping[str, str] | None = None) -> list[FrameRef]:
         """Every frame of the dump in a fixed order, without opening more files than needed to name them.
 
@@ -18,8 +20,11 @@ class Reader(Protocol):
         A problem with one frame becomes that reference's `error`; InputError is for a dump that cannot be read at all.
         """
 
-    def read(self, ref: FrameRef, width: int, height: int) -> list[Instance]:
-        """The instances of one frame whose image is `width` x `height`; InputError where anything is wrong with one."""
+    def read(self, ref: FrameRef, width: int, height: int) -> Iterator[Instance]:
+        """The instances of one frame whose image is `width` x `height`; InputError where anything is wrong with one.
+
+        A mask is decoded when its instance is asked for, so that a caller can stop before they fill the memory.
+        """
 
     def identity(self, ref: FrameRef, instances: Sequence[Instance]) -> str:
         """What to record of a frame that was read: the reference's identity without what did not matter to it."""
@@ -27,6 +32,8 @@ class Reader(Protocol):
 
 class Writer(Protocol):
     """Writes one refined dump. Small and picklable."""
+
+    output: str
 
     result: ClassVar[str]
     """Path, below the output, of a file that `finish` always makes; empty where it has nothing to do."""

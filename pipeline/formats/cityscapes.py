@@ -6,17 +6,22 @@ import hashlib
 import math
 import posixpath
 import re
+import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from pipeline import storage
-from pipeline.formats.mask_png import decode_png, encode_png
+from pipeline.confine import inside, writable
+from pipeline.formats.mask_png import decode_png, encode_png, largest_png
+from pipeline.formats.png_owners import owners_of, shared
 from pipeline.identity import digest
 from pipeline.records import Frame, FrameRef, InputError, Instance
 
 PRED = "_pred.txt"
+LARGEST_LIST = 64 << 20
+"""Bytes of a `_pred.txt`; lists of real frames have some thousand."""
 IMAGES = (".png", ".jpg", ".jpeg")
 LABEL_IDS = range(24, 34)
 """Cityscapes' classes with instances: person, rider, car, truck, bus, caravan, trailer, train, motorcycle, bicycle."""
@@ -35,6 +40,7 @@ class CityscapesReader:
     def list_frames(self, known: Mapping[str, str] | None = None) -> list[FrameRef]:
         """One reference per `_pred.txt`, by path. InputError where there is none or one of the folders is missing.
 
+        Only where names alone do not tell which frame a PNG belongs to, the lists are read to see that none is shared.
         A frame's identity covers its `_pred.txt`, its image, and the files below `predictions` whose names begin with
         the image's, as those of its PNGs nearly always do; `+` all others, for the frame that reads one of them.
         """
@@ -43,7 +49,7 @@ class CityscapesReader:
         for path, version in storage.versions(self.predictions):
             if path.lower().endswith(PRED):
                 listed[path] = version
-            elif known is not None:
+            else:
                 others.append((posixpath.basename(path), path, version))
         if not listed:
             raise InputError(f"{self.predictions}: expected files named <image>{PRED} in or below this folder")
@@ -54,19 +60,25 @@ class CityscapesReader:
         paths = sorted(listed)
         for path in paths:
             same[_stem(path)].append(path)
-        refs = [self._ref(path, sorted(images.get(_stem(path), [])), same[_stem(path)]) for path in paths]
+        told = all(owners_of(name, same) == 1 for name, path, _ in others if path.lower().endswith(".png"))
+        twice = {} if told else shared(self.predictions, {path: _stem(path) for path in paths}, LARGEST_LIST)
+        refs = [
+            self._ref(path, sorted(images.get(_stem(path), [])), same[_stem(path)], twice.get(path, ""), told)
+            for path in paths
+        ]
         if known is None:
             return refs
         own, whole = _files_by_stem(same, others)
         identities = []
         for ref in refs:
-            stem = _stem(ref.source)
+            path, _ = ref.source
+            stem = _stem(path)
             image = [value for found in images.get(stem, []) for value in found]
-            identities.append(f"{digest(*image)}.{digest(listed[ref.source], own[stem])}+{whole}")
+            identities.append(f"{digest(*image)}.{digest(listed[path], own[stem])}+{whole}")
         return [replace(ref, identity=identity) for ref, identity in zip(refs, identities)]
 
-    def _ref(self, path: str, found: list[tuple[str, str]], same: list[str]) -> FrameRef:
-        stem, error = _stem(path), ""
+    def _ref(self, path: str, found: list[tuple[str, str]], same: list[str], twice: str, told: bool) -> FrameRef:
+        stem, error = _stem(path), twice
         images = [image for image, _ in found]
         if len(same) > 1:
             error = f"expected one {stem}{PRED}, found {' and '.join(same)}"
@@ -74,31 +86,35 @@ class CityscapesReader:
             error = f"expected one image named {stem} below {self.images}, found {' and '.join(images)}"
         elif not images:
             error = f"expected an image {stem}.png (or .jpg, .jpeg) below {self.images}"
+        # Python holds bytes that are no UTF-8 as characters that cannot be written.
+        frame_id = path[: -len(PRED)].encode(errors="backslashreplace").decode()
+        if frame_id != path[: -len(PRED)] or not _is_text(frame_id):
+            error, images = "expected a file name in UTF-8 without control characters", []
         return FrameRef(
-            frame_id=path[: -len(PRED)],
-            file_name=images[0] if len(images) == 1 else "",
-            source=path,
-            error=error and f"{storage.join(self.predictions, path)}: {error}",
+            frame_id=frame_id,
+            file_name=images[0] if len(images) == 1 and _is_text(images[0]) else "",
+            source=(path, told),
+            error=error and str(InputError(f"{storage.join(self.predictions, path)}: {error}")),
         )
 
     def identity(self, ref: FrameRef, instances: Sequence[Instance]) -> str:
         """Without all other files, where every PNG has a name that begins with the image's."""
-        stem = _stem(ref.source)
+        stem = _stem(ref.source[0])
         own = all(posixpath.basename(instance.instance_id).startswith(stem) for instance in instances)
         return ref.identity.partition("+")[0] if own else ref.identity
 
-    def read(self, ref: FrameRef, width: int, height: int) -> list[Instance]:
+    def read(self, ref: FrameRef, width: int, height: int) -> Iterator[Instance]:
         """The instances in the order of the lines; an instance's id is its PNG's path as the line has it.
 
         Any non-zero colour is the object. InputError names the `_pred.txt` and line, or the PNG.
         """
-        file = storage.join(self.predictions, ref.source)
+        path, told = ref.source
+        file = inside(self.predictions, path, LARGEST_LIST)
         try:
             lines = storage.read(file).decode("utf-8-sig").splitlines()
         except UnicodeDecodeError:
             raise InputError(f"{file}: expected text in UTF-8") from None
-        folder = posixpath.dirname(file)
-        instances: list[Instance] = []
+        folder, stem = posixpath.dirname(path), _stem(path)
         seen: dict[str, int] = {}
         for number, line in enumerate(lines, 1):
             if fields := line.split():
@@ -107,12 +123,16 @@ class CityscapesReader:
                     first = seen.setdefault(posixpath.normpath(name), number)
                     if first != number:
                         raise InputError(f"expected every PNG once, {name} is also in line {first}")
-                    url = storage.join(folder, name)
+                    if not storage.stays_below(name):
+                        raise InputError(f"{name!r:.200}: expected a path that stays below {posixpath.dirname(file)}")
+                    url = inside(self.predictions, posixpath.join(folder, name), largest_png(width, height))
+                    own = not name.lower().endswith(".png") or owners_of(posixpath.basename(name), (stem,))
+                    if told and not own and storage.exists(url):
+                        raise InputError(f"{name} is named after another image, expected {stem}*.png")
                 except InputError as error:
                     raise InputError(f"{file}:{number}: {error}") from None
                 mask, origin = decode_png(url, storage.read(url), width, height)
-                instances.append(Instance(name, label, score, mask, origin))
-        return instances
+                yield Instance(name, label, score, mask, origin)
 
 
 @dataclass(frozen=True)
@@ -136,17 +156,17 @@ class CityscapesWriter:
             lines = []
             for instance, name in zip(frame.instances, names):
                 png = encode_png(instance.mask, instance.origin, frame.width, frame.height)
-                storage.put(storage.join(self.output, posixpath.join(folder, name)), png)
+                storage.put(writable(self.output, posixpath.join(folder, name)), png)
                 lines.append(f"{name} {instance.category_id} {float(instance.score)!r}\n")
             # Before the list is replaced: a run killed in between finds them in it again.
             for path in self._listed_pngs(base) - {posixpath.normpath(posixpath.join(folder, name)) for name in names}:
-                storage.remove(storage.join(self.output, path))
-            storage.put(storage.join(self.output, base + PRED), "".join(lines).encode())
+                storage.remove(writable(self.output, path))
+            storage.put(writable(self.output, base + PRED), "".join(lines).encode())
         return ""
 
     def _listed_pngs(self, base: str) -> set[str]:
         """Paths of the PNGs that the `_pred.txt` of a frame in the output lists."""
-        file = storage.join(self.output, base + PRED)
+        file = inside(self.output, base + PRED, LARGEST_LIST)
         if not storage.exists(file):
             return set()
         fields = (line.split() for line in storage.read(file).decode(errors="replace").splitlines())
@@ -168,8 +188,8 @@ class CityscapesWriter:
             if base in owners or not storage.stays_below(base) or not storage.exists(f"{self.output}/{base}{PRED}"):
                 continue
             for path in sorted(self._listed_pngs(base)):
-                storage.remove(storage.join(self.output, path))
-            storage.remove(storage.join(self.output, base + PRED))
+                storage.remove(writable(self.output, path))
+            storage.remove(writable(self.output, base + PRED))
 
 
 def _files_by_stem(stems: Iterable[str], files: list[tuple[str, str, str]]) -> tuple[dict[str, str], str]:
@@ -196,6 +216,11 @@ def _stem(path: str) -> str:
     return posixpath.basename(path)[: -len(PRED)]
 
 
+def _is_text(name: str) -> bool:
+    """Whether a name can be written, and on one line."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
+
+
 def _fields(fields: list[str]) -> tuple[str, int, float]:
     if len(fields) != 3:
         raise InputError(f"expected '<png> <labelID> <score>', got {len(fields)} fields")
@@ -203,15 +228,15 @@ def _fields(fields: list[str]) -> tuple[str, int, float]:
     try:
         label_id = int(label)
     except ValueError:
-        raise InputError(f"expected a whole number as label id, got {label!r}") from None
+        raise InputError(f"expected a whole number as label id, got {label!r:.40}") from None
     if label_id not in LABEL_IDS:
-        raise InputError(f"unknown category {label_id}, expected {LABEL_IDS[0]} to {LABEL_IDS[-1]}")
+        raise InputError(f"unknown category {label_id!s:.40}, expected {LABEL_IDS[0]} to {LABEL_IDS[-1]}")
     try:
         value = float(score)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"expected a finite number as score, got {score!r}")
+        raise InputError(f"expected a finite number as score, got {score!r:.40}")
     return name, label_id, value
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from pipeline import rle, storage
+from pipeline.confine import writable
 from pipeline.formats import json_list
 from pipeline.formats import parts as part_files
 from pipeline.identity import digest, image_versions
@@ -22,6 +23,15 @@ from pipeline.records import Frame, FrameRef, InputError, Instance
 
 NEARBY = 64 << 10
 """Entries with fewer bytes than that between them are read at once: another request would cost more."""
+
+LARGEST_READ = 64 << 20
+"""Bytes after which entries that lie close together are read in another request all the same."""
+
+DEEPEST = 64
+"""Lists and objects within each other in an entry's other keys, which are written again, deeper in Python's calls."""
+
+LONGEST_ID = 1000
+"""Characters of an image id that is text."""
 
 WINDOW = 1 << 18
 """Entries held while a json is written in which the images are mixed."""
@@ -64,10 +74,12 @@ class CocoReader:
         spans, owners, contents = array("q"), array("q"), bytearray()
         for number, (offset, data, entry) in enumerate(json_list.scan_bytes(self.predictions)):
             image_id = entry.get("image_id")
-            if type(image_id) not in (int, str) or not str(image_id).isprintable():
+            if type(image_id) not in (int, str) or not str(image_id)[:LONGEST_ID].isprintable():
                 raise InputError(
                     f"{self._entry(number)}: expected a whole number or text as image_id, found {image_id!r:.40}"
                 )
+            if len(str(image_id)) > LONGEST_ID:
+                raise InputError(f"{self._entry(number)}: expected an image_id of at most {LONGEST_ID} characters")
             owner = owner_of.setdefault(str(image_id), len(image_ids))
             if owner == len(image_ids):
                 image_ids.append(image_id)
@@ -122,33 +134,35 @@ class CocoReader:
         else:
             try:
                 name = str(self.image_pattern).format(image_id=image_id)
-            except (ValueError, MemoryError) as error:
+            except (ValueError, MemoryError, OverflowError) as error:
                 expected = f"expected one that the pattern {self.image_pattern} can take"
                 return "", f"image_id {image_id!r}, {expected} ({error})"
         if not storage.stays_below(name):
             return "", f"image {name!r}, expected a path that stays below {self.images}"
+        if not name.isprintable():
+            return "", f"image {name!r}, expected a file name without control characters or half of a character"
         return name, ""
 
-    def read(self, ref: FrameRef, width: int, height: int) -> list[Instance]:
+    def read(self, ref: FrameRef, width: int, height: int) -> Iterator[Instance]:
         """The instances of an image; an instance's id is its entry's number. InputError names the file and the entry.
 
         `extra` has all keys that the writer does not make anew, `image_id` among them as it was; an entry without a
         score counts as 1 and has None in `extra` as a mark. `status`, `reason`, `changed_pixels` and `confidence` are
         read where they have the values that the writer gives them.
         """
-        instances = []
         for number, data in zip(ref.positions, self._bytes(ref.source)):
             try:
-                instances.append(_instance(number, ref.frame_id, data, width, height))
+                instance = _instance(number, ref.frame_id, data, width, height)
             except InputError as error:
                 raise InputError(f"{self._entry(number)}: {error}") from None
-        return instances
+            yield instance
 
     def _bytes(self, source: bytes) -> Iterator[bytes]:
         spans = [(start, start + length) for start, length in np.frombuffer(source, np.int64).reshape(-1, 2).tolist()]
         first = 0
         for last, (_, end) in enumerate(spans):
-            if last + 1 == len(spans) or spans[last + 1][0] - end > NEARBY:
+            apart = last + 1 == len(spans) or spans[last + 1][0] - end > NEARBY
+            if apart or end - spans[first][0] > LARGEST_READ:
                 begin = spans[first][0]
                 data = storage.read(self.predictions, begin, end)
                 yield from (data[start - begin : stop - begin] for start, stop in spans[first : last + 1])
@@ -177,14 +191,14 @@ class CocoWriter:
         """Entries in the order of the input's json, or else by frame; memory is bounded by WINDOW and some parts."""
         held = part_files.Parts(self.output, parts)
         if any(ref.positions for ref in refs):
-            with storage.open_write(storage.join(self.output, "refined.json")) as file:
+            with storage.open_write(writable(self.output, "refined.json")) as file:
                 json_list.write(file, _by_position(refs, held))
             return
         images: list[str] = []
         categories: set[int] = set()
-        with storage.open_write(storage.join(self.output, "refined.json")) as file:
+        with storage.open_write(writable(self.output, "refined.json")) as file:
             json_list.write(file, _by_frame(refs, held, images, categories))
-        with storage.open_write(storage.join(self.output, "images.json")) as file:
+        with storage.open_write(writable(self.output, "images.json")) as file:
             file.write(b'{"images": ')
             json_list.write(file, images)
             file.write(b', "categories": ')
@@ -224,7 +238,7 @@ def _read_image_list(url: str) -> tuple[dict[int | str, str], set[int] | None]:
 def _instance(number: int, frame_id: str, data: bytes, width: int, height: int) -> Instance:
     try:
         entry = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         entry = None
     if not isinstance(entry, dict) or str(entry.get("image_id")) != frame_id:
         raise InputError(f"expected the entry of image {frame_id} that was listed here; the file has changed")
@@ -241,8 +255,26 @@ def _instance(number: int, frame_id: str, data: bytes, width: int, height: int) 
     extra = {key: value for key, value in entry.items() if key not in _REWRITTEN}
     if "score" not in entry:
         extra["score"] = None
+    if not all(_is_shallow(value, DEEPEST) for value in extra.values()):
+        raise InputError(f"expected at most {DEEPEST} lists and objects within each other")
     verdict = {name: entry[name] for name, types in _VERDICT.items() if type(entry.get(name)) in types}
+    if any(type(value) is not str and not abs(value) < 1 << 63 for value in verdict.values()):
+        raise InputError(f"expected numbers that an earlier run wrote in {' and '.join(_VERDICT)}")
+    verdict = {name: value if type(value) is not str else _without_halves(value) for name, value in verdict.items()}
     return Instance(str(number), category, float(score), mask, origin, extra=extra, **verdict)
+
+
+def _is_shallow(value: Any, deepest: int) -> bool:
+    if type(value) not in (list, dict):
+        return True
+    return deepest > 0 and all(
+        _is_shallow(one, deepest - 1) for one in (value.values() if type(value) is dict else value)
+    )
+
+
+def _without_halves(text: str) -> str:
+    r"""Text with U+FFFD for halves of characters, as `\ud800` in a json is one; they cannot be written."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _by_frame(

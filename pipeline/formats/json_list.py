@@ -13,8 +13,11 @@ from pipeline.records import InputError
 CHUNK = 16 << 20
 """Bytes read at a time."""
 
-LONGEST = 1 << 28
-"""Bytes of the longest object; without a limit a damaged file could pull all of itself into memory."""
+LONGEST = 1 << 26
+"""Bytes of the longest object, which takes up to twenty times as many in memory; a damaged one could be the file."""
+
+BYTE_ORDER_MARK = "\u00ef\u00bb\u00bf"
+"""What some programs on Windows put in front of UTF-8, as Latin-1."""
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -32,6 +35,7 @@ def scan_bytes(url: str) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
     """As `scan`, with the bytes of every object."""
     with storage.open_read(url) as file:
         text = _Text(url, file)
+        text.skip(BYTE_ORDER_MARK)
         if text.next() != "[":
             raise text.error("a list [...] at the top level")
         text.at += 1
@@ -79,6 +83,11 @@ class _Text:
         self.text = self.text[self.at :] + more.decode("latin-1")
         self.base, self.at = self.base + self.at, 0
         return bool(more)
+
+    def skip(self, prefix: str) -> None:
+        """Go past these characters where the text begins with them."""
+        self.grow()
+        self.at = len(prefix) if self.text.startswith(prefix) else 0
 
     def next(self) -> str:
         """The next character that is no white space; empty at the file's end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from contextlib import suppress
 from functools import lru_cache
 
 import cv2
@@ -11,7 +12,13 @@ import numpy as np
 
 from pipeline.records import InputError, cut_to_box
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
+
+
+def largest_png(width: int, height: int) -> int:
+    """Bytes that no PNG of this size needs: 16 bits of four channels not packed at all, and as much again to spare."""
+    return 16 * (width + 1) * height + (1 << 20)
 
 
 def decode_png(url: str, data: bytes, width: int, height: int) -> tuple[np.ndarray, tuple[int, int]]:
@@ -20,7 +27,7 @@ def decode_png(url: str, data: bytes, width: int, height: int) -> tuple[np.ndarr
     Any non-zero colour is the object; alpha is not looked at. InputError names `url` where the bytes are no whole PNG
     of `width` x `height`.
     """
-    if not data.startswith(_SIGNATURE) or data[12:16] != b"IHDR" or len(data) < 33:
+    if not data.startswith(PNG_SIGNATURE) or data[12:16] != b"IHDR" or len(data) < 33:
         raise InputError(f"{url}: expected a PNG")
     # Sizes are compared before anything is decoded: a header can promise any number of pixels.
     size = struct.unpack(">II", data[16:24])
@@ -28,13 +35,32 @@ def decode_png(url: str, data: bytes, width: int, height: int) -> tuple[np.ndarr
         raise InputError(f"{url}: mask of {size[0]} x {size[1]} pixels, expected {width} x {height} as the image")
     if found := _decode_sub_filtered(data, width, height):
         return found
-    try:
-        mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        mask = None
+    mask, plain = None, plain_png(data)
+    if plain is not None:
+        with suppress(cv2.error):
+            mask = cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_UNCHANGED)
     if mask is None or mask.shape[:2] != (height, width):
         raise InputError(f"{url}: expected a PNG that can be decoded")
     return cut_to_box(mask if mask.ndim == 2 else (mask[:, :, :3] != 0).any(axis=2))
+
+
+def plain_png(data: bytes) -> bytes | None:
+    """The PNG without all that is not its pixels; None where its parts do not fit into it, or it has no end.
+
+    To be called before OpenCV decodes a PNG of others: OpenCV takes memory for a part as long as the part says it is,
+    gigabytes for a file of 100 bytes, and unpacks animations and colour profiles that nobody asked for.
+    """
+    kept, position, kind = [PNG_SIGNATURE], len(PNG_SIGNATURE), b""
+    while kind != b"IEND":
+        length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        end = position + 12 + length
+        # One header, in front, as the size was read from there.
+        if end > len(data) or (kind == b"IHDR") != (len(kept) == 1):
+            return None
+        if kind in _PIXELS or kind == b"IEND":
+            kept.append(data[position:end])
+        position = end
+    return b"".join(kept)
 
 
 def _decode_sub_filtered(data: bytes, width: int, height: int) -> tuple[np.ndarray, tuple[int, int]] | None:
@@ -100,7 +126,7 @@ def encode_png(mask: np.ndarray, origin: tuple[int, int], width: int, height: in
     stream = b"\x78\x01" + _empty_rows(top, width) + packed + _empty_rows(below, width) + b"\x03\x00"
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     data = stream + struct.pack(">I", checksum)
-    return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+    return PNG_SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
 
 
 def _times(count: int, low: int) -> int:

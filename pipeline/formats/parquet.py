@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import count
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as kind
 
 from pipeline import rle, storage
+from pipeline.confine import inside, writable
 from pipeline.formats import parts as part_files
 from pipeline.identity import digest, image_versions
 from pipeline.records import FRAME_SCHEMA, Frame, FrameRef, InputError, Instance
@@ -25,8 +28,13 @@ FRAMES_PER_FILE = 2048
 FRAMES_PER_GROUP = 128
 """A worker reads a whole row group for any frame of it, so that these are small."""
 
+LARGEST_GROUP = 2 << 30
+"""Bytes of a row group, unpacked."""
+
 
 def _is_text(found: pa.DataType) -> bool:
+    if kind.is_dictionary(found):
+        found = found.value_type
     return kind.is_string(found) or kind.is_large_string(found) or kind.is_string_view(found)
 
 
@@ -92,11 +100,11 @@ class ParquetReader:
         _row_group.cache_clear()
         refs, predictions = [], []
         for url in self._files():
-            version = storage.versions_of(url, [""])[0] if known is not None else ""
+            version = storage.versions_of(url, [""])[0]
             with _open(url) as file:
                 _check(url, file.schema_arrow)
                 for group in range(file.num_row_groups):
-                    names = file.read_row_group(group, columns=["frame_id", "file_name"], use_threads=False)
+                    names = _read_group(url, file, group, ["frame_id", "file_name"])
                     pairs = zip(names["frame_id"].to_pylist(), names["file_name"].to_pylist())
                     first = len(refs)
                     for row, (frame_id, file_name) in enumerate(pairs):
@@ -108,7 +116,7 @@ class ParquetReader:
                         elif not storage.stays_below(file_name):
                             expected = f"expected a path that stays below {self.images}"
                             error = f"{url}: frame {frame_id}: file_name {file_name!r}, {expected}"
-                        refs.append(FrameRef(frame_id, file_name or "", (url, group, row), error=error))
+                        refs.append(FrameRef(frame_id, file_name or "", (url, group, row, version), error=error))
                     if known is not None:
                         predictions += _contents(file, refs[first:], version, known)
         times = Counter(ref.frame_id for ref in refs)
@@ -131,25 +139,28 @@ class ParquetReader:
         names = [path for path in found if not any(part[0] in "_." for part in path.split("/"))]
         if not names:
             raise InputError(f"{self.predictions}: expected .parquet files in or below this folder")
-        return [storage.join(self.predictions, name) for name in names]
+        return [inside(self.predictions, name) for name in names]
 
-    def read(self, ref: FrameRef, width: int, height: int) -> list[Instance]:
+    def read(self, ref: FrameRef, width: int, height: int) -> Iterator[Instance]:
         """The instances of one row, in order. InputError names the file, the frame and the instance."""
-        url, group, row = ref.source
+        url, group, row, version = ref.source
         place = f"{url}: frame {ref.frame_id}"
-        content = _row_group(url, group).slice(row, 1).to_pylist()
-        if not content or content[0]["frame_id"] != ref.frame_id:
+        table = _row_group(url, group, version)
+        if row >= table.num_rows or table["frame_id"][row].as_py() != ref.frame_id:
             raise InputError(f"{place}: expected the row that was listed here; the file has changed")
-        size = content[0]["height"], content[0]["width"]
+        size = table["height"][row].as_py(), table["width"][row].as_py()
         if size != (height, width):
             raise InputError(f"{place}: height and width {size}, expected {height, width} as the image")
-        instances = []
-        for number, fields in enumerate(content[0]["instances"] or []):
+        instances = _instances(table["instances"], row)
+        for number in count():
             try:
-                instances.append(_instance(fields, width, height))
+                fields = next(instances, _NO_MORE)
+                if fields is _NO_MORE:
+                    return
+                instance = _instance(fields, width, height)
             except InputError as error:
                 raise InputError(f"{place}: instance {number}: {error}") from None
-        return instances
+            yield instance
 
 
 @dataclass(frozen=True)
@@ -184,7 +195,7 @@ class ParquetWriter:
         name = f"part-{number:05d}.parquet"
         # One chunk, so that the bytes do not depend on how the frames lay in parts.
         table = pa.concat_tables([FRAME_SCHEMA.empty_table(), *rows]).combine_chunks()
-        with storage.open_write(storage.join(self.output, name)) as file:
+        with storage.open_write(writable(self.output, name)) as file:
             pq.write_table(table, file, row_group_size=FRAMES_PER_GROUP, compression="zstd")
         return name
 
@@ -206,36 +217,97 @@ def _open(url: str) -> Iterator[pq.ParquetFile]:
     """A file to read with `use_threads=False`: Arrow's threads may hold Python's bytes until it exits, and abort it."""
     with storage.open_read(url) as source:
         try:
-            yield pq.ParquetFile(source)
-        except (pa.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())
+            metadata = pq.ParquetFile(source).metadata
+            yield pq.ParquetFile(source, metadata=metadata, read_dictionary=_texts(metadata.schema))
+        except InputError:
+            raise
+        # ValueError: text that is no UTF-8, and what Arrow says of a damaged schema.
+        except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+            reason = " ".join(str(error).split())[:300]
             raise InputError(f"{url}: expected a Parquet file that can be read: {reason}") from None
 
 
+def _texts(schema: pq.ParquetSchema) -> list[str]:
+    """The columns of text that are read."""
+    found = []
+    for number in range(len(schema)):
+        column = schema.column(number)
+        path = column.path.split(".")
+        checks = _COLUMNS if len(path) == 1 else {**_NEEDED, **_OPTIONAL} if path[0] == "instances" else {}
+        if column.physical_type == "BYTE_ARRAY" and path[-1] in checks and checks[path[-1]][0] is _is_text:
+            found.append(column.path)
+    return found
+
+
+def _read_group(url: str, file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Table:
+    """Columns of a row group. A text that all its rows have is in memory once, as it is in the file."""
+    # What else the metadata says of a column is not asked for: pyarrow ends the process where it is damaged.
+    size = file.metadata.row_group(group).total_byte_size
+    if size > LARGEST_GROUP:
+        raise InputError(
+            f"{url}: row group {group} takes {size} bytes, expected at most {LARGEST_GROUP};"
+            f" write it with a row_group_size of some {FRAMES_PER_GROUP} frames"
+        )
+    try:
+        return file.read_row_group(group, columns=list(columns), use_threads=False)
+    except (OSError, pa.ArrowNotImplementedError) as error:
+        if "DictAccumulator" not in str(error):
+            raise
+    # Arrow makes no dictionary of text in some encodings.
+    with storage.open_read(url) as source:
+        return pq.ParquetFile(source).read_row_group(group, columns=list(columns), use_threads=False)
+
+
 @lru_cache(maxsize=2)
-def _row_group(url: str, group: int) -> pa.Table:
+def _row_group(url: str, group: int, version: str) -> pa.Table:
+    """A row group as it was in a version of the file: a process may outlive the file that it has read."""
     with _open(url) as file:
         if group >= file.num_row_groups:
             raise InputError(f"{url}: expected row group {group} that was listed here; the file has changed")
-        return file.read_row_group(group, columns=list(_COLUMNS), use_threads=False)
+        return _read_group(url, file, group, list(_COLUMNS))
 
 
 def _contents(file: pq.ParquetFile, refs: Sequence[FrameRef], version: str, known: Mapping[str, str]) -> list[str]:
     """`<digest of the values>@<place>` for the rows of one row group, taken from `known` where all have their place."""
-    places = [digest(version, *map(str, ref.source)) for ref in refs]
+    places = [digest(version, *map(str, ref.source[:3])) for ref in refs]
     if version:
         before = [known.get(ref.frame_id, "").partition(".")[2] for ref in refs]
         if all(content.partition("@")[2] == place for content, place in zip(before, places)):
             return before
-    table = file.read_row_group(refs[0].source[1], columns=["height", "width", "instances"], use_threads=False)
+    url, group, *_ = refs[0].source
+    table = _read_group(url, file, group, ["height", "width", "instances"])
     columns = [*_NEEDED, *_OPTIONAL]
     found = []
     for number, place in enumerate(places):
-        (row,) = table.slice(number, 1).to_pylist()
-        values = [row["height"], row["width"]]
-        values += [fields and [fields.get(name) for name in columns] for fields in row["instances"] or []]
-        found.append(f"{digest(json.dumps(values))}@{place}")
+        made = hashlib.blake2b(digest_size=8)
+        made.update(json.dumps([table["height"][number].as_py(), table["width"][number].as_py()]).encode())
+        for fields in _instances(table["instances"], number):
+            made.update(json.dumps(fields and [fields.get(name) for name in columns]).encode())
+        found.append(f"{made.hexdigest()}@{place}")
     return found
+
+
+_NO_MORE: dict[str, Any] = {}
+
+
+def _instances(column: pa.ChunkedArray, row: int) -> Iterator[dict[str, Any] | None]:
+    """The fields that are read of each instance of a row, one after the other; None for one that is null.
+
+    InputError where they are no values that Python has.
+    """
+    values = column[row].values
+    if values is None:
+        return
+    names = [name for name in (*_NEEDED, *_OPTIONAL) if values.type.get_field_index(name) >= 0]
+    fields = {name: values.field(name) for name in names}
+    for number in range(len(values)):
+        if not values[number].is_valid:
+            yield None
+            continue
+        try:
+            yield {name: field[number].as_py() for name, field in fields.items()}
+        except (pa.ArrowException, ValueError, OverflowError) as error:
+            raise InputError(f"expected text in UTF-8 and finite numbers ({error!s:.100})") from None
 
 
 def _repeated(ref: FrameRef) -> str:
@@ -258,11 +330,15 @@ def _check(url: str, schema: pa.Schema) -> None:
 
 
 def _instance(fields: dict[str, Any] | None, width: int, height: int) -> Instance:
-    if fields is None or any(fields[name] is None for name in _NEEDED):
+    if not fields or any(fields[name] is None for name in _NEEDED):
         raise InputError(f"expected values in {', '.join(_NEEDED)}, found {fields!r:.60}")
     score = fields.get("score")
     if score is not None and not math.isfinite(score):
         raise InputError(f"expected a finite number as score, found {score}")
+    for name in ("category_id", "changed_pixels"):
+        if not abs(fields.get(name) or 0) < 1 << 63:
+            raise InputError(f"expected a {name} of 64 bits with a sign, found {fields[name]}")
     mask, origin = rle.decode(fields["counts"], fields["size"], width, height)
     given = {name: fields[name] for name in _OPTIONAL if fields.get(name) is not None}
-    return Instance(fields["instance_id"], fields["category_id"], given.pop("score", 1.0), mask, origin, **given)
+    score = float(given.pop("score", 1.0))
+    return Instance(fields["instance_id"], fields["category_id"], score, mask, origin, **given)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import rle, storage
+from pipeline.confine import writable
 from pipeline.records import FRAME_SCHEMA, Frame, FrameRef, InputError, Instance
 
 FOLDER = "_ledger/parts"
@@ -57,7 +58,7 @@ def commit(output: str, frames: Sequence[Frame]) -> str:
     data = buffer.getvalue().to_pybytes()
     # After a frame has changed, the part that an interrupted run spoke of must not be another one's.
     path = f"{FOLDER}/{hashlib.sha256(data).hexdigest()[:16]}.parquet"
-    storage.put(storage.join(output, path), data)
+    storage.put(writable(output, path), data)
     return path
 
 
@@ -66,7 +67,15 @@ def sweep(output: str, parts: Container[str]) -> None:
     folder = storage.join(output, FOLDER)
     for name in storage.find(folder, (".parquet",)) if storage.is_dir(folder) else ():
         if f"{FOLDER}/{name}" not in parts:
-            storage.remove(storage.join(folder, name))
+            storage.remove(writable(output, f"{FOLDER}/{name}"))
+
+
+class PartError(InputError):
+    """A part cannot be read; `path` is its place below the output."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class Parts:
@@ -84,9 +93,12 @@ class Parts:
             return self._open[path]
         url = storage.join(self.output, path)
         # Arrow's threads, which `read_table` always uses, may hold Python's bytes until it exits, and abort it.
-        table = pq.ParquetFile(pa.BufferReader(storage.read(url))).read(use_threads=False).combine_chunks()
+        try:
+            table = pq.ParquetFile(pa.BufferReader(storage.read(url))).read(use_threads=False).combine_chunks()
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise PartError(path, f"{url}: expected a part that can be read: {error!s:.200}") from None
         if table.schema != PART_SCHEMA:
-            raise InputError(f"{url}: expected a part that this version of the program wrote")
+            raise PartError(path, f"{url}: expected a part that this version of the program wrote")
         rows = {frame_id: number for number, frame_id in enumerate(table["frame_id"].to_pylist())}
         self._open[path] = table, rows
         if len(self._open) > KEPT_OPEN:

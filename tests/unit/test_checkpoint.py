@@ -1,5 +1,6 @@
 import os
 import pickle
+import random
 
 import pytest
 import torch
@@ -174,3 +175,45 @@ def test_another_backbone_names_the_first_wrong_key_and_changes_nothing(tmp_path
 def test_a_missing_backbone_is_a_missing_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.pth: no such checkpoint file"):
         checkpoint.load_backbone(str(tmp_path / "none.pth"), seeded_network())
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (lambda old: torch.full_like(old, float("nan")), r"'backbone.bn1.bias' has values that are no finite numbers"),
+        (lambda old: old.half() * float("inf"), r"'backbone.bn1.bias' has values that are no finite numbers"),
+        (lambda old: old.to(torch.complex64), r"'backbone.bn1.bias' has other values than plain numbers"),
+        (lambda old: old.to_sparse(), r"'backbone.bn1.bias' has other values than plain numbers"),
+        # 4 bytes in the file, and 256 TB when they are looked at.
+        (lambda old: torch.zeros(1).expand(1 << 46), r"'backbone.bn1.bias' has shape \(70368744177664,\)"),
+    ],
+    ids=["nan", "inf", "complex", "sparse", "bomb"],
+)
+def test_weights_that_are_no_plain_finite_numbers_are_refused(tmp_path, state, value, message):
+    key = "backbone.bn1.bias"
+    path = _saved(tmp_path, state, lambda changed: changed.update({key: value(changed[key])}))
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "legacy.pth", "w.safetensors"])
+def test_a_damaged_checkpoint_loads_or_is_refused_in_one_line(tmp_path, state, name):
+    path = tmp_path / name
+    if name == "w.safetensors":
+        checkpoint.save(seeded_network(), path, {})
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=name == "w.pth")
+    whole = path.read_bytes()
+    rng = random.Random(0)
+    refused = []
+    for _ in range(40):
+        data = bytearray(whole)
+        # Most of a file is numbers; what says what they are is at its ends.
+        for _ in range(rng.choice((1, 20))):
+            data[rng.choice((rng.randrange(4000), -1 - rng.randrange(4000)))] ^= 1 << rng.randrange(8)
+        try:
+            checkpoint.load(name, bytes(data[: rng.choice((None, rng.randrange(len(data))))]))
+        except CheckpointError as error:
+            refused.append(str(error))
+    assert len(refused) > 10
+    assert all(message.startswith(name) and message.isprintable() for message in refused)

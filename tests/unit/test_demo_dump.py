@@ -77,7 +77,7 @@ def test_the_dump_is_read_back_as_it_was_drawn(dump: Path) -> None:
     for photo in PHOTOGRAPHS:
         assert refs[photo.name].error == ""
         height, width = demo_dump.photograph(photo.name).shape[:2]
-        instances = reader.read(refs[photo.name], width, height)
+        instances = list(reader.read(refs[photo.name], width, height))
         assert [one.instance_id for one in instances] == [f"{photo.name}_{i}.png" for i in range(len(photo.instances))]
         assert all(one.category_id in LABEL_IDS and 0 < one.score < 1 for one in instances)
         assert [one.area for one in instances] == [int(mask.sum()) for mask in demo_dump.coarse_masks(photo)]

@@ -7,6 +7,7 @@ import pytest
 from model.checkpoint import CheckpointError
 from pipeline import flow
 from pipeline.config import RefineConfig
+from pipeline.flow.session import Pool, network_pool
 from pipeline.guard import GuardConfig
 from pipeline.records import InputError
 from pipeline.run import run as refine_dump
@@ -206,14 +207,16 @@ def test_a_dump_without_frames_is_an_error_that_names_it(tmp_path, checkpoint_pa
 
 
 @pytest.mark.parametrize(
-    ("resources", "nodes", "workers", "expected"),
+    ("nodes", "workers", "expected"),
     [
-        ({"CPU": 2.0}, 1, None, (1, {"num_cpus": 0.99}, 2)),
-        ({"CPU": 1.0}, 1, None, (1, {"num_cpus": 0}, 1)),
-        ({"CPU": 64.0}, 4, None, (4, {"num_cpus": 11.99}, 16)),
-        ({"CPU": 16.0, "GPU": 2.0}, 1, None, (2, {"num_gpus": 1.0, "num_cpus": 0}, 1)),
-        ({"CPU": 16.0, "GPU": 2.0}, 1, 1, (1, {"num_gpus": 1.0, "num_cpus": 0}, 1)),
+        ([{"CPU": 2.0}], None, Pool(1, {"num_cpus": 0.99}, 2)),
+        ([{"CPU": 1.0}], None, Pool(1, {"num_cpus": 0}, 1)),
+        ([{"CPU": 16.0}] * 4, None, Pool(4, {"num_cpus": 11.99}, 16)),
+        ([{"CPU": 16.0}] * 4, 1, Pool(1, {"num_cpus": 11.99}, 16)),
+        ([{"CPU": 16.0}, {"CPU": 4.0}, {"CPU": 4.0}], 6, Pool(6, {"num_cpus": 2.99}, 4)),
+        ([{"CPU": 16.0, "GPU": 2.0}], None, Pool(2, {"num_gpus": 1.0, "num_cpus": 0}, 1)),
+        ([{"CPU": 16.0, "GPU": 2.0}], 1, Pool(1, {"num_gpus": 1.0, "num_cpus": 0}, 1)),
     ],
 )
-def test_network_processes_leave_cpus_for_the_other_stages(resources, nodes, workers, expected):
-    assert flow._pool(resources, nodes, workers, 1.0) == expected
+def test_network_processes_fit_the_machines_and_leave_cpus_for_the_other_stages(nodes, workers, expected):
+    assert network_pool(nodes, workers, 1.0) == expected

@@ -1,5 +1,7 @@
 """The Cityscapes folder: names, order and masks come back as they were; every bad line is named."""
 
+import os
+import resource
 import struct
 import uuid
 import zlib
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline import storage
 from pipeline.formats.cityscapes import CityscapesReader, CityscapesWriter
 from pipeline.formats.mask_png import decode_png, encode_png
-from pipeline.records import Frame, InputError, cut_to_box
+from pipeline.records import Frame, FrameRef, InputError, cut_to_box
 
 WIDTH, HEIGHT = 48, 32
 
@@ -47,7 +49,7 @@ def write_dump(root, frames, images="images"):
 def read_frames(reader, width=WIDTH, height=HEIGHT):
     refs = reader.list_frames()
     assert [ref.error for ref in refs] == [""] * len(refs)
-    return [Frame(ref.frame_id, ref.file_name, width, height, reader.read(ref, width, height)) for ref in refs]
+    return [Frame(ref.frame_id, ref.file_name, width, height, list(reader.read(ref, width, height))) for ref in refs]
 
 
 def convert(reader, writer):
@@ -201,7 +203,7 @@ def test_a_bad_line_is_named_with_its_file_and_number(tmp_path, line, message):
     (tmp_path / "pred/x_pred.txt").write_text(f"first.png 26 1\n\n{line}\n")
     (ref,) = reader.list_frames()
     with pytest.raises(InputError, match=message):
-        reader.read(ref, WIDTH, HEIGHT)
+        list(reader.read(ref, WIDTH, HEIGHT))
 
 
 def test_a_listing_that_is_not_utf8_is_refused(tmp_path):
@@ -209,7 +211,7 @@ def test_a_listing_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "pred/x_pred.txt").write_bytes("b\xe4r.png 26 1".encode("latin-1"))
     (ref,) = reader.list_frames()
     with pytest.raises(InputError, match=r"x_pred.txt: expected text in UTF-8"):
-        reader.read(ref, WIDTH, HEIGHT)
+        list(reader.read(ref, WIDTH, HEIGHT))
 
 
 def _damaged(mask):
@@ -295,3 +297,149 @@ def test_frames_of_other_formats_are_named_after_their_images(tmp_path):
     storage.put(f"{tmp_path}/photos/my photo.jpg", b"")
     (again,) = read_frames(CityscapesReader(str(tmp_path / "out"), str(tmp_path / "photos")))
     assert masks(again) == masks(frame)
+
+
+def _errors(reader):
+    return {ref.frame_id: ref.error for ref in reader.list_frames()}
+
+
+def test_two_listings_of_one_png_are_an_error_on_both(tmp_path):
+    mask = blob(1)
+    reader = write_dump(str(tmp_path), {"a": [("c/shared.png", 26, 1, mask)], "b": [("b_0.png", 26, 1, mask)]})
+    assert _errors(reader) == {"a": "", "b": ""}
+    (tmp_path / "pred/b_pred.txt").write_text("b_0.png 26 1\nc/./shared.png 26 1\n")
+    both = "expected every PNG in one list, c/shared.png is in a_pred.txt and b_pred.txt"
+    assert _errors(reader) == {name: f"{tmp_path}/pred/{name}_pred.txt: {both}" for name in "ab"}
+
+
+def test_a_png_named_after_another_image_is_refused_whether_or_not_the_lists_were_compared(tmp_path):
+    mask = blob(1)
+    reader = write_dump(str(tmp_path), {"a": [("a_0.png", 26, 1, mask)], "b": [("b_0.png", 26, 1, mask)]})
+    (tmp_path / "pred/b_pred.txt").write_text("a_0.png 26 1\n")
+    first, second = reader.list_frames()
+    assert len(list(reader.read(first, WIDTH, HEIGHT))) == 1
+    with pytest.raises(InputError, match=r"b_pred.txt:1: a_0.png is named after another image, expected b\*.png"):
+        list(reader.read(second, WIDTH, HEIGHT))
+    (tmp_path / "pred/unnamed.png").touch()
+    message = "a_0.png is named after another image, expected b*.png"
+    assert _errors(reader) == {"a": "", "b": f"{tmp_path}/pred/b_pred.txt: {message}"}
+
+
+def test_images_whose_names_begin_alike_share_no_png(tmp_path):
+    mask = blob(1)
+    frames = {"x": [("x_1.png", 26, 1, mask)], "x_1": [("x_1_0.png", 26, 1, mask)], "x1": [("x1.png", 26, 1, mask)]}
+    reader = write_dump(str(tmp_path), frames)
+    assert set(_errors(reader).values()) == {""}
+    (tmp_path / "pred/x_pred.txt").write_text("x_1_0.png 26 1\n")
+    assert [name for name, error in _errors(reader).items() if "x_1_0.png is in x_1_pred.txt and x_pred" in error] == [
+        "x_1",
+        "x",
+    ]
+
+
+@pytest.mark.parametrize("linked", ["x_0.png", "x_pred.txt", "city"])
+def test_a_link_that_leads_out_of_the_dump_is_refused_and_one_within_is_followed(tmp_path, linked):
+    reader = write_dump(str(tmp_path), {"x": [("x_0.png", 26, 1, blob(1))]})
+    if linked == "city":
+        (tmp_path / "pred/x_pred.txt").write_text("city/x_0.png 26 1\n")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret/x_0.png").write_bytes((tmp_path / "pred/x_0.png").read_bytes())
+    (tmp_path / "secret/x_pred.txt").write_text("root:x:0 secret\n")
+    place = tmp_path / "pred" / linked
+    place.unlink(missing_ok=True)
+    place.symlink_to(tmp_path / "secret" / linked if linked != "city" else tmp_path / "secret")
+    (ref,) = reader.list_frames()
+    with pytest.raises(InputError, match=r"found a link to another place") as error:
+        list(reader.read(ref, WIDTH, HEIGHT))
+    assert "x:0" not in str(error.value)
+    (tmp_path / "secret").rename(tmp_path / "pred/kept")
+    place.unlink()
+    place.symlink_to(f"kept/{linked}" if linked != "city" else "kept")
+    if linked != "x_pred.txt":
+        assert len(list(reader.read(ref, WIDTH, HEIGHT))) == 1
+
+
+def test_a_dump_that_is_itself_a_link_is_read(tmp_path):
+    write_dump(str(tmp_path), {"x": [("x_0.png", 26, 1, blob(1))]})
+    (tmp_path / "link").symlink_to("pred")
+    (frame,) = read_frames(CityscapesReader(str(tmp_path / "link"), str(tmp_path / "images")))
+    assert len(frame.instances) == 1
+
+
+def test_a_pipe_a_device_and_a_huge_file_are_refused_without_reading_them(tmp_path):
+    reader = write_dump(str(tmp_path), {"x": [("x_0.png", 26, 1, blob(1))]})
+    (ref,) = reader.list_frames()
+    place = tmp_path / "pred/x_0.png"
+    place.unlink()
+    os.mkfifo(place)
+    with pytest.raises(InputError, match=r"x_0\.png: expected a plain file"):
+        list(reader.read(ref, WIDTH, HEIGHT))
+    place.unlink()
+    with place.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(InputError, match=r"x_0\.png: expected a file of at most \d+ bytes, found 1099511627776"):
+        list(reader.read(ref, WIDTH, HEIGHT))
+    os.truncate(tmp_path / "pred/x_pred.txt", 1 << 40)
+    with pytest.raises(InputError, match=r"x_pred\.txt: expected a file of at most"):
+        list(reader.read(ref, WIDTH, HEIGHT))
+
+
+def test_nothing_is_written_or_removed_through_a_link_out_of_the_output(tmp_path):
+    frames = read_frames(write_dump(str(tmp_path), FRAMES))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out/aachen").symlink_to(tmp_path / "elsewhere")
+    writer = CityscapesWriter(str(tmp_path / "out"))
+    with pytest.raises(InputError, match="found a link to another place"):
+        writer.commit(frames[:1])
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    for name in ("aachen_0_1_leftImg8bit_pred.txt", "b.png"):
+        (tmp_path / "elsewhere" / name).write_text("b.png 26 1\n")
+    with pytest.raises(InputError, match="found a link to another place"):
+        writer.withdraw([FrameRef("aachen/aachen_0_1_leftImg8bit", "aachen/aachen_0_1_leftImg8bit.png")], ())
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 2
+
+
+def test_a_link_in_the_place_of_an_output_file_is_replaced(tmp_path):
+    frames = read_frames(write_dump(str(tmp_path), FRAMES))
+    victim = tmp_path / "victim"
+    victim.write_text("as it was")
+    (tmp_path / "out/aachen").mkdir(parents=True)
+    (tmp_path / "out/aachen/b.png").symlink_to(victim)
+    CityscapesWriter(str(tmp_path / "out")).commit(frames[:1])
+    assert victim.read_text() == "as it was"
+    assert not (tmp_path / "out/aachen/b.png").is_symlink()
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\nb", b"a\x1b[31m"])
+def test_a_name_that_cannot_be_written_on_a_line_is_the_error_of_its_frame_alone(tmp_path, name):
+    reader = write_dump(str(tmp_path), {"x": []})
+    for place, ending in (("pred", b"_pred.txt"), ("images", b".png")):
+        (tmp_path / place / os.fsdecode(name + ending)).touch()
+    errors = _errors(reader)
+    assert errors.pop("x") == ""
+    ((frame_id, error),) = errors.items()
+    assert frame_id.encode().isascii()
+    assert error.isprintable()
+    assert error.endswith("expected a file name in UTF-8 without control characters")
+
+
+def _chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_a_png_whose_parts_claim_gigabytes_or_that_has_more_than_pixels_takes_no_memory():
+    whole = png(blob(1), cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)
+    claim = whole[:33] + struct.pack(">I", 3_500_000_000) + whole[37:]
+    animation = _chunk(b"acTL", struct.pack(">II", 2, 0)) + _chunk(
+        b"fcTL", struct.pack(">IIIIIHHBB", 0, *[1 << 30] * 4, 1, 1, 0, 0)
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for data in (claim, whole[:-12], whole[:33] + whole[8:]):
+        with pytest.raises(InputError, match=r"a\.png: expected a PNG that can be decoded"):
+            decode_png("a.png", data, WIDTH, HEIGHT)
+    for extra in (animation, _chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(1 << 24))), _chunk(b"eXIf", b"II*\0")):
+        found, origin = decode_png("a.png", whole[:33] + extra + whole[33:] + b"more", WIDTH, HEIGHT)
+        assert np.array_equal(found, cut_to_box(blob(1))[0])
+        assert origin == cut_to_box(blob(1))[1]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10

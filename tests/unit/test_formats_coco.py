@@ -12,6 +12,7 @@ from pipeline import storage
 from pipeline.formats import coco, json_list, parts
 from pipeline.formats.cityscapes import CityscapesReader, CityscapesWriter
 from pipeline.formats.coco import CocoReader, CocoWriter
+from pipeline.formats.label_ids import LabelIdReader
 from pipeline.records import InputError
 from tests.unit.test_formats_cityscapes import (
     FRAMES,
@@ -278,9 +279,9 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_bad_entry_is_named_with_its_number(tmp_path, other, message):
     reader = reader_of(tmp_path, [entry(2), entry(1), entry(1) | other])
     refs = reader.list_frames()
-    assert len(reader.read(refs[0], WIDTH, HEIGHT)) == 1
+    assert len(list(reader.read(refs[0], WIDTH, HEIGHT))) == 1
     with pytest.raises(InputError, match=rf"results\.json: entry 2: .*{message}"):
-        reader.read(refs[1], WIDTH, HEIGHT)
+        list(reader.read(refs[1], WIDTH, HEIGHT))
 
 
 def test_a_file_that_changed_after_it_was_listed_is_noticed(tmp_path):
@@ -288,7 +289,7 @@ def test_a_file_that_changed_after_it_was_listed_is_noticed(tmp_path):
     refs = reader.list_frames()
     write_json(reader.predictions, [entry(1, note="now longer"), entry(2)])
     with pytest.raises(InputError, match="the file has changed"):
-        reader.read(refs[1], WIDTH, HEIGHT)
+        list(reader.read(refs[1], WIDTH, HEIGHT))
 
 
 def test_images_set_aside_are_left_out_and_the_others_keep_their_order(tmp_path):
@@ -334,3 +335,54 @@ def test_a_cityscapes_dump_becomes_coco_and_cityscapes_again(root):
 def test_masks_of_a_frame_equal_pycocotools(tmp_path):
     (frame,) = read_frames(reader_of(tmp_path, [entry(1, seed) for seed in range(6)]))
     assert masks(frame) == [blob(seed).tobytes() for seed in range(6)]
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    reader = reader_of(str(tmp_path), INTERLEAVED)
+    place = tmp_path / reader.predictions.rpartition("/")[2]
+    before = [content(frame) for frame in read_frames(reader)]
+    place.write_bytes(b"\xef\xbb\xbf" + place.read_bytes())
+    assert [content(frame) for frame in read_frames(reader)] == before
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"note": json.loads("[" * 300 + "]" * 300)}, "expected at most 64 lists and objects within each other"),
+        ({"confidence": 10**400}, "expected numbers that an earlier run wrote"),
+        ({"changed_pixels": 2**63}, "expected numbers that an earlier run wrote"),
+        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": "0" * 10**6}}, "RLE counts of length 1000000"),
+        ({"segmentation": [[1, 1, 1, 1, 1, 1]] * 10001}, "polygons with an outline of more than 1000000 pixels"),
+    ],
+    ids=["deep", "huge confidence", "huge changed_pixels", "empty runs", "many polygons"],
+)
+def test_an_entry_that_could_not_be_written_or_would_fill_the_memory_is_refused(tmp_path, entry, message):
+    whole = {"image_id": 1, "category_id": 26, "segmentation": rle_of(blob(1)), **entry}
+    (tmp_path / "results.json").write_text(json.dumps([whole]))
+    reader = CocoReader(f"{tmp_path}/results.json", str(tmp_path), image_pattern="{image_id}.jpg")
+    (ref,) = reader.list_frames()
+    with pytest.raises(InputError, match=rf"results\.json: entry 0: {message}"):
+        list(reader.read(ref, WIDTH, HEIGHT))
+
+
+def test_half_a_character_in_a_file_name_is_the_error_of_its_frame(tmp_path):
+    (tmp_path / "results.json").write_text('[{"image_id": 1, "category_id": 1}]')
+    (tmp_path / "images.json").write_text('{"images": [{"id": 1, "file_name": "a\\ud800.jpg"}]}')
+    reader = CocoReader(f"{tmp_path}/results.json", str(tmp_path), image_list=f"{tmp_path}/images.json")
+    (ref,) = reader.list_frames({})
+    assert "expected a file name without control characters or half of a character" in ref.error
+
+
+def test_a_category_that_cityscapes_does_not_know_is_refused_where_the_output_is_such_a_folder(tmp_path):
+    results = [
+        {"image_id": image, "category_id": category, "segmentation": rle_of(blob(1))}
+        for image, category in ((1, 26), (1, 1), (2, 33))
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    reader = LabelIdReader(CocoReader(f"{tmp_path}/results.json", str(tmp_path), image_pattern="{image_id}.jpg"))
+    first, second = reader.list_frames()
+    with pytest.raises(
+        InputError, match=r"1\.jpg: instance 1: category 1, expected a label id of Cityscapes, 24 to 33"
+    ):
+        list(reader.read(first, WIDTH, HEIGHT))
+    assert [instance.category_id for instance in reader.read(second, WIDTH, HEIGHT)] == [33]

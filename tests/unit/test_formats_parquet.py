@@ -1,5 +1,6 @@
 """Parquet dumps: one schema that others read, the same bytes every time, and every wrong column is named."""
 
+import resource
 import uuid
 
 import pyarrow as pa
@@ -225,6 +226,55 @@ def test_what_is_no_parquet_is_named(tmp_path):
 def test_a_bad_row_is_named_with_its_frame_and_instance(tmp_path, other, message):
     reader = reader_of_rows(tmp_path, [row("fine"), row("a") | other])
     refs = reader.list_frames()
-    assert len(reader.read(refs[0], WIDTH, HEIGHT)) == 1
+    assert len(list(reader.read(refs[0], WIDTH, HEIGHT))) == 1
     with pytest.raises(InputError, match=rf"dump\.parquet: frame a: {message}"):
-        reader.read(refs[1], WIDTH, HEIGHT)
+        list(reader.read(refs[1], WIDTH, HEIGHT))
+
+
+def test_text_that_all_rows_share_is_in_memory_once(tmp_path):
+    count, made = 3000, row()["instances"][0]
+    counts = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), ["x" * 10**6])
+    others = {name: pa.array([made[name]] * count) for name in ("instance_id", "category_id", "size")}
+    instances = pa.StructArray.from_arrays([*others.values(), counts], [*others, "counts"])
+    columns = {name: [value] for name, value in row().items()}
+    table = pa.table(columns | {"instances": pa.ListArray.from_arrays([0, count], instances)})
+    # Without the Arrow schema a reader sees plain text.
+    pq.write_table(table, tmp_path / "dump.parquet", store_schema=False)
+    reader = ParquetReader(str(tmp_path / "dump.parquet"), str(tmp_path))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (ref,) = reader.list_frames()
+    with pytest.raises(InputError, match="RLE counts of length 1000000"):
+        list(reader.read(ref, WIDTH, HEIGHT))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_text_in_encodings_without_a_dictionary_is_read(tmp_path, encoding):
+    columns = {"frame_id": encoding, "instances.list.element.counts": encoding}
+    reader = reader_of_rows(tmp_path, [row("a"), row("b", 2)], use_dictionary=False, column_encoding=columns)
+    assert [len(frame.instances) for frame in read_frames(reader)] == [1, 2]
+
+
+def test_columns_that_are_dictionaries_of_text_are_text(tmp_path):
+    table = pa.Table.from_pylist([row("a"), row("b", 2)])
+    for name in ("frame_id", "file_name"):
+        table = table.set_column(table.schema.get_field_index(name), name, table[name].dictionary_encode())
+    pq.write_table(table, tmp_path / "dump.parquet")
+    assert [f.frame_id for f in read_frames(ParquetReader(str(tmp_path / "dump.parquet"), str(tmp_path)))] == ["a", "b"]
+
+
+def test_a_row_group_larger_than_memory_is_refused_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "LARGEST_GROUP", 100)
+    with pytest.raises(InputError, match=r"dump\.parquet: row group 0 takes \d+ bytes, expected at most 100; write it"):
+        reader_of_rows(tmp_path, [row("a")]).list_frames()
+
+
+def test_text_that_is_no_utf8_is_the_error_of_its_frame(tmp_path):
+    reader = reader_of_rows(tmp_path, [row("a"), row("b", 0)], use_dictionary=False, compression="none")
+    place = tmp_path / "dump.parquet"
+    counts = row()["instances"][0]["counts"].encode()
+    place.write_bytes(place.read_bytes().replace(counts, b"\xff" * len(counts)))
+    first, second = reader.list_frames()
+    with pytest.raises(InputError, match=r"dump\.parquet: frame a: instance 0: expected text in UTF-8"):
+        list(reader.read(first, WIDTH, HEIGHT))
+    assert list(reader.read(second, WIDTH, HEIGHT)) == []

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from model import checkpoint
-from model.hrnet import CONFIGS, RefinementNetwork, fold, output_resize
+from model.hrnet import CONFIGS, RefinementNetwork, fold, output_resize, pad_channels
 from tests.conftest import seeded_network
 
 
@@ -42,6 +42,18 @@ def test_folding_changes_the_operations_but_not_the_function(name):
     expected = two_classes[:, 1:] - two_classes[:, :1]
     assert expected.std() > 0.01
     assert torch.allclose(difference, expected, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_widening_to_multiples_of_eight_channels_does_not_change_the_function():
+    network = fold(seeded_network())
+    x = torch.randn(2, 4, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        expected = network(x)
+        widened = pad_channels(network, 8)(x)
+    convolutions = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert all(conv.weight.shape[0] % 8 == 0 for conv in convolutions if conv is not network.decode_head.difference)
+    assert all(conv.weight.shape[1] % 8 == 0 for conv in convolutions if conv is not network.backbone.conv1)
+    assert torch.allclose(widened, expected, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("input_px", [128, 256])

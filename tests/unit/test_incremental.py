@@ -16,7 +16,6 @@ from pipeline import flow
 from pipeline.config import RefineConfig
 from pipeline.records import InputError
 from pipeline.run import run
-from pipeline.stages import commit
 from tests.dumps import make_dump, tree
 
 FORMS = ("cityscapes", "coco", "parquet")
@@ -35,13 +34,13 @@ def refined(monkeypatch):
     """The frames that the network has seen, by image, since the list was last cleared."""
     monkeypatch.setattr(flow, "load_refiner", lambda *_: Blur())
     seen = []
-    original = flow.extract
+    original = flow.run_local
 
-    def extract(ref, *rest):
-        seen.append(ref.file_name)
-        return original(ref, *rest)
+    def run_local(plan):
+        seen.extend(ref.file_name for block in plan.blocks for ref in block)
+        return original(plan)
 
-    monkeypatch.setattr(flow, "extract", extract)
+    monkeypatch.setattr(flow, "run_local", run_local)
     return seen
 
 
@@ -125,16 +124,17 @@ def test_an_update_that_dies_between_outputs_and_ledger_is_completed_to_the_byte
     config = _config(dump, form, tmp_path / "out", checkpoint_path, frames_per_block=1)
     _run(config)
     _entries(dump, lambda number, count: min(count, 1))
-    original = flow.commit
+    original = flow.run_local
 
-    def dies(works, writer):
-        commit(works, writer)
+    def dies_before_the_receipt(plan):
+        next(original(plan))
         raise KeyboardInterrupt
+        yield
 
-    monkeypatch.setattr(flow, "commit", dies)
+    monkeypatch.setattr(flow, "run_local", dies_before_the_receipt)
     with pytest.raises(KeyboardInterrupt):
         _run(config)
-    monkeypatch.setattr(flow, "commit", original)
+    monkeypatch.setattr(flow, "run_local", original)
     summary = _run(config)
     assert summary.changed > 2
     _run(_config(dump, form, tmp_path / "whole", checkpoint_path))

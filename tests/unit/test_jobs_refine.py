@@ -298,11 +298,30 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_and_may_be_replaced(
 
 def test_a_damaged_ledger_is_one_line_that_names_the_file(run, flags, tmp_path):
     assert run(*flags(limit=1))[0] == 0
-    (segment,) = (tmp_path / "out" / "_ledger").glob("*.jsonl")
-    _truncated(segment)
+    _truncated(tmp_path / "out" / "_ledger" / "run.json")
     status, _, error = run(*flags(limit=1))
     assert status == 1
-    assert _is_one_line(error, segment, "the file is damaged")
+    assert _is_one_line(error, tmp_path / "out" / "_ledger" / "run.json", "the file is damaged")
+
+
+def test_frames_whose_receipts_are_torn_are_refined_again(run, flags, tmp_path):
+    assert run(*flags(limit=2))[0] == 0
+    (segment,) = (tmp_path / "out" / "_ledger").glob("*.jsonl")
+    segment.write_bytes(segment.read_bytes()[:-9])
+    assert "1 refined now, 1 before" in run(*flags(limit=2))[1]
+
+
+def test_a_torn_part_is_one_line_and_its_frames_are_refined_again(run, flags, tmp_path):
+    assert run(*flags("coco", limit=2))[0] == 0
+    (part,) = (tmp_path / "out" / "_ledger" / "parts").iterdir()
+    whole = tree(tmp_path / "out")
+    _truncated(part)
+    (tmp_path / "out" / "refined.json").unlink()
+    status, _, error = run(*flags("coco", limit=2))
+    assert status == 1
+    assert _is_one_line(error, part, "the same command refines its 2 frames again")
+    assert run(*flags("coco", limit=2))[0] == 0
+    assert tree(tmp_path / "out") == whole
 
 
 def test_a_full_disk_is_one_line(run, flags, monkeypatch):
@@ -310,6 +329,8 @@ def test_a_full_disk_is_one_line(run, flags, monkeypatch):
         raise OSError(28, "No space left on device", "/data/out/frame_000_0.png")
 
     monkeypatch.setattr("pipeline.formats.cityscapes.CityscapesWriter.commit", full)
+    # What is patched here is not patched in a child process.
+    monkeypatch.setattr("pipeline.flow.local._reaches_children", lambda _: False)
     status, _, error = run(*flags())
     assert status == 1
     assert _is_one_line(error, "No space left on device", "/data/out/frame_000_0.png")

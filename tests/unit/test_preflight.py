@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import check as job
-from pipeline import flow, preflight, preflight_frames
+from pipeline import preflight, preflight_frames
 from pipeline.formats.cityscapes import CityscapesReader
 from pipeline.preflight import CheckConfig, check, cluster
 from pipeline.records import InputError
@@ -285,12 +285,11 @@ def test_a_cluster_on_which_the_run_can_work(nodes, workers, gpus_per_worker, le
     [
         ([], None, 1.0, "expected at least 1 CPU"),
         (
-            [{"CPU": 16.0}] * 4,
-            1,
-            1.0,
-            "needs 47.99 CPUs of one machine, the largest has 16; the run would wait for ever",
+            [{"CPU": 16.0, "GPU": 1.0}] * 2,
+            None,
+            2.0,
+            "needs 2 GPUs of one machine, the largest has 1; the run would wait for ever",
         ),
-        ([{"CPU": 16.0, "GPU": 1.0}] * 2, None, 2.0, "needs 2 GPUs of one machine, the largest has 1"),
     ],
 )
 def test_a_cluster_on_which_the_run_would_wait_without_a_word_is_an_error(nodes, workers, gpus_per_worker, message):
@@ -301,8 +300,8 @@ def test_a_cluster_on_which_the_run_would_wait_without_a_word_is_an_error(nodes,
 def test_a_cluster_is_looked_at_where_ray_address_names_one_or_on_demand(config, monkeypatch):
     from contextlib import nullcontext
 
-    monkeypatch.setattr(flow, "_ray_session", nullcontext)
-    monkeypatch.setattr(flow, "_alive_nodes", lambda: [{"Resources": {"CPU": 16.0, "GPU": 1.0}}])
+    monkeypatch.setattr(preflight, "ray_session", nullcontext)
+    monkeypatch.setattr(preflight, "alive_nodes", lambda: [{"Resources": {"CPU": 16.0, "GPU": 1.0}}])
     looked = [
         [found.message for found in check(config(sample=1, **settings)).checks if found.name == "cluster"]
         for settings in ({}, {"cluster": True}, {"cluster": True, "local": True})
@@ -313,7 +312,7 @@ def test_a_cluster_is_looked_at_where_ray_address_names_one_or_on_demand(config,
     def unreachable():
         raise ConnectionError("no head at somewhere:6379")
 
-    monkeypatch.setattr(flow, "_ray_session", unreachable)
+    monkeypatch.setattr(preflight, "ray_session", unreachable)
     assert "no head at somewhere:6379" in _errors(check(config(sample=1)))["cluster"].message
 
 

@@ -1,10 +1,13 @@
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
 from model import Refiner
-from model.refiner import MEAN_RGB, STD_RGB, network_input, resize_fixed_point, resize_uint8
+from model.backend import resolve_backend
+from model.preprocess import MEAN_RGB, STD_RGB, network_input, resize_fixed_point, resize_patches, resize_uint8
 from pipeline.guard import GuardConfig
 from pipeline.metrics.boundary import iou
 from tests.conftest import blob, golden_cases, random_patches, seeded_network
@@ -12,9 +15,13 @@ from tests.conftest import blob, golden_cases, random_patches, seeded_network
 NO_GUARD = GuardConfig(enabled=False)
 
 
-@pytest.fixture(scope="module")
-def refiner():
-    return Refiner(seeded_network(), device="cpu")
+needs_openvino = pytest.mark.skipif(resolve_backend("auto") != "openvino", reason="OpenVINO is not installed")
+BACKENDS = ["torch", pytest.param("openvino", marks=needs_openvino)]
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def refiner(request):
+    return Refiner(seeded_network(), device="cpu", backend=request.param)
 
 
 @pytest.mark.parametrize(("source", "target"), [(64, 128), (64, 256), (80, 128), (32, 100)])
@@ -40,6 +47,15 @@ def test_the_network_sees_normalised_rgb_and_a_mask_of_plus_and_minus_one():
     assert np.array_equal(x[3], mask)
 
 
+@pytest.mark.parametrize(("patch_px", "side"), [(64, 128), (50, 128), (80, 256)])
+def test_patches_are_resized_alike_before_every_backend(patch_px, side):
+    patches = random_patches(3, patch_px)
+    resized = resize_patches(patches, side)
+    x = network_input(torch.from_numpy(patches), side).numpy().transpose(0, 2, 3, 1)
+    assert np.array_equal(x[..., :3], (resized[..., :3] - np.float32(MEAN_RGB)) / np.float32(STD_RGB))
+    assert np.array_equal(x[..., 3] > 0, resized[..., 3] == 1)
+
+
 def test_probabilities_do_not_depend_on_what_shares_the_batch(refiner):
     patches = random_patches(37)
     together = refiner.probabilities(patches)
@@ -50,8 +66,42 @@ def test_probabilities_do_not_depend_on_what_shares_the_batch(refiner):
     assert refiner.probabilities(patches[:0]).shape == (0, 64, 64)
 
 
-def test_probabilities_equal_the_references(golden):
-    refiner = Refiner.from_checkpoint(str(golden / "hrnet18s_128_seeded.pth"), device="cpu", precision="fp32")
+def test_probabilities_do_not_depend_on_the_number_of_threads(refiner):
+    patches = random_patches(9)
+    alone = Refiner(seeded_network(), device="cpu", backend=refiner.backend, threads=1)
+    assert np.array_equal(alone.probabilities(patches), refiner.probabilities(patches))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="threads are counted on Linux")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_as_many_threads_calculate_as_were_asked_for(backend):
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        refiner = Refiner(seeded_network(), device="cpu", backend=backend, threads=1, batch_size=2)
+        refiner.probabilities(random_patches(2))
+        started = _ticks()
+        refiner.probabilities(random_patches(24))
+        busy = [ticks - started.get(thread, 0) for thread, ticks in _ticks().items()]
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    assert max(busy) > 0.6 * sum(busy)
+
+
+def _ticks():
+    """CPU time of each thread of this process so far, in clock ticks."""
+    used = {}
+    for path in Path("/proc/self/task").iterdir():
+        fields = (path / "stat").read_text().rpartition(")")[2].split()
+        used[path.name] = int(fields[11]) + int(fields[12])
+    return used
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_probabilities_equal_the_references(golden, backend):
+    path = str(golden / "hrnet18s_128_seeded.pth")
+    refiner = Refiner.from_checkpoint(path, device="cpu", precision="fp32", backend=backend)
     compared = 0
     for _, expected in golden_cases(golden):
         patches = np.concatenate([expected["img_t025"][..., ::-1], expected["mask_t025"][..., None] // 255], axis=-1)
@@ -59,6 +109,10 @@ def test_probabilities_equal_the_references(golden):
         assert np.abs(probabilities - expected["prob18s_t025"]).max() < 1e-4
         compared += len(patches)
     assert compared > 90
+
+
+def test_the_arithmetic_is_named(refiner):
+    assert refiner.arithmetic == f"cpu {refiner.backend} fp32"
 
 
 def test_masks_keep_shape_and_dtype_through_the_library(refiner):

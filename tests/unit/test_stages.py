@@ -3,10 +3,22 @@ import numpy as np
 import pytest
 
 from model import Refiner
+from pipeline import stages
 from pipeline.guard import GuardConfig
+from pipeline.limits import LimitsConfig
 from pipeline.patches import crop, paste
 from pipeline.records import Frame, FrameRef, Instance, cut_to_box
-from pipeline.stages import Cutting, Work, assemble, commit, cut, decode_image, extract, refine
+from pipeline.stages import (
+    Cutting,
+    Work,
+    assemble,
+    commit,
+    cut,
+    decode_image,
+    extract,
+    refine,
+    refine_in_pieces,
+)
 from tests.conftest import golden_cases, random_patches, seeded_network
 
 CUTTING = Cutting(nms_threshold=0.25)
@@ -81,6 +93,68 @@ def test_padding_is_cut_off_the_probabilities():
     patches = random_patches(2, 80)
     (inner,) = refine([Work("a")], [patches], refiner, padding=8)
     assert np.array_equal(inner, refiner.probabilities(patches)[:, 8:-8, 8:-8])
+
+
+@pytest.mark.parametrize("most", [1, 3, 7])
+def test_a_frame_with_too_many_patches_is_refined_in_pieces_to_the_same_masks(tmp_path, image, monkeypatch, most):
+    class Reader(_Reader):
+        def read(self, *rest):
+            masks = [np.zeros((h, w), bool) for h, w in ((50, 60), (30, 30), (0, 0), (70, 20))]
+            for number, mask in enumerate(masks):
+                mask[2:-2, 2:-2] = True
+                yield Instance(str(number), 1, 0.5, mask, (5, 5) if mask.size else (0, 0))
+
+    refiner = Refiner(seeded_network(), device="cpu")
+    guard = GuardConfig(enabled=False)
+    ref = FrameRef("x", "x.png")
+    whole, patches = extract(ref, Reader(), str(tmp_path), CUTTING, guard)
+    (probabilities,) = refine([whole], [patches], refiner, padding=0)
+    assemble(whole, probabilities, guard)
+    monkeypatch.setattr(stages, "IN_PIECES", most)
+    work, none = extract(ref, Reader(), str(tmp_path), CUTTING, guard)
+    assert (len(none), work.in_pieces, work.patches) == (0, True, len(patches))
+    refine_in_pieces(work, refiner, str(tmp_path), CUTTING, guard, LimitsConfig())
+    assemble(work, none, guard)
+    assert [i.status for i in work.frame.instances] == ["refined", "refined", "kept", "refined"]
+    for one, other in zip(work.frame.instances, whole.frame.instances):
+        assert np.array_equal(one.mask, other.mask)
+        assert (one.origin, one.confidence, one.changed_pixels) == (
+            other.origin,
+            other.confidence,
+            other.changed_pixels,
+        )
+
+
+def test_a_frame_in_pieces_whose_image_vanishes_is_set_aside(tmp_path, image, monkeypatch):
+    monkeypatch.setattr(stages, "IN_PIECES", 1)
+    work, _ = extract(FrameRef("x", "x.png"), _Reader(), str(tmp_path), CUTTING, GUARD)
+    assert work.in_pieces
+    (tmp_path / "x.png").unlink()
+    refine_in_pieces(work, Refiner(seeded_network(), device="cpu"), str(tmp_path), CUTTING, GUARD, LimitsConfig())
+    assert "x.png: no such file" in work.error
+    assert work.frame is None
+
+
+def test_of_a_block_that_cannot_be_written_only_the_frame_that_is_the_cause_is_set_aside():
+    class Writer:
+        def commit(self, frames):
+            if any(frame.frame_id == "b" for frame in frames):
+                raise ZeroDivisionError("odd")
+            return "part"
+
+    works = [Work(name, Frame(name, f"{name}.png", 5, 5, []), file_name=f"{name}.png") for name in "abc"]
+    receipts = commit(works, Writer())
+    assert [receipt.part for receipt in receipts] == ["part", "", "part"]
+    assert [receipt.error for receipt in receipts] == ["", "b.png: ZeroDivisionError: odd", ""]
+
+
+def test_a_store_that_fails_is_no_fault_of_a_frame():
+    class Writer:
+        def commit(self, frames):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        commit([Work("a", Frame("a", "a.png", 5, 5, []))], Writer())
 
 
 def test_assembly_replaces_the_mask_and_says_what_changed(tmp_path, image):

@@ -1,0 +1,110 @@
+"""Inference on a CPU: as many threads as there are cores, each of which runs whole batches alone."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from model.hrnet import RefinementNetwork, output_resize
+from model.preprocess import network_input
+
+
+class BatchNetwork(Protocol):
+    """A network that takes batches of `batch_size` patches, from several threads at once."""
+
+    batch_size: int
+
+    def prepare(self, patch_px: int) -> None:
+        """What must be done once before patches of a side."""
+
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        """Probabilities (N, P, P) uint16 of one full batch (N, P, P, 4) uint8."""
+
+
+@lru_cache(maxsize=1)
+def _keep_freed_memory() -> None:
+    """Let this process keep the memory of one layer's output for the next.
+
+    By default glibc returns large blocks to the system at once, and every layer faults its pages in anew: a fifth of
+    the time on a CPU. 32 MiB is the largest threshold that glibc accepts. Elsewhere this does nothing.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8
+        libc.mallopt(m_mmap_threshold, 32 << 20)
+        libc.mallopt(m_trim_threshold, 1 << 30)
+        # The arenas of threads are given back whatever the threshold; one serves them all.
+        libc.mallopt(m_arena_max, 1)
+
+
+def fixed_point(network: RefinementNetwork, x: torch.Tensor, resize: torch.Tensor) -> torch.Tensor:
+    """Network input (N, 4, S, S) through the folded network to probabilities (N, P, P) int32, 65535 = 1.
+
+    `resize` is the `output_resize` of the patches; the network may be of another dtype than `x`.
+    """
+    logits = network(x.to(network.backbone.conv1.weight.dtype)).float()
+    return torch.sigmoid(resize @ logits @ resize.T)[:, 0].mul_(65535).round_().to(torch.int32)
+
+
+class TorchNetwork:
+    """A folded network run by torch on the CPU, each batch on the calling thread's number of threads."""
+
+    def __init__(self, network: RefinementNetwork, batch_size: int) -> None:
+        _keep_freed_memory()
+        self.network, self.batch_size = network, batch_size
+        self.resizes: dict[int, torch.Tensor] = {}
+
+    def prepare(self, patch_px: int) -> None:
+        if patch_px not in self.resizes:
+            self.resizes[patch_px] = output_resize(self.network.config.input_px, patch_px)
+
+    @torch.inference_mode()
+    def __call__(self, patches: np.ndarray) -> np.ndarray:
+        x = network_input(torch.from_numpy(patches), self.network.config.input_px)
+        return fixed_point(self.network, x, self.resizes[patches.shape[1]]).numpy().astype(np.uint16)
+
+
+def _alone() -> None:
+    """Let torch use no other thread for what this one does."""
+    # Until a thread has asked, torch gives it the number that was set last anywhere, and only when it first works.
+    torch.get_num_threads()
+    torch.set_num_threads(1)
+
+
+class BatchPool:
+    """Deals patches out to threads in batches of one shape, the last one being filled up with empty patches.
+
+    Threads that share a batch wait for each other after every layer; when something else needs a core for a moment,
+    all of them stand still.
+    """
+
+    def __init__(self, network: BatchNetwork, threads: int) -> None:
+        self.network = network
+        before = torch.get_num_threads()
+        self.pool = ThreadPoolExecutor(threads, initializer=_alone)
+        # The setting sticks to the threads that made it; for everybody else it is put back.
+        for started in [self.pool.submit(time.sleep, 0.01) for _ in range(threads)]:
+            started.result()
+        torch.set_num_threads(before)
+
+    def probabilities(self, patches: np.ndarray) -> np.ndarray:
+        """Foreground probabilities (N, P, P) uint16, 65535 = 1, of patches (N, P, P, 4) uint8."""
+        out = np.empty(patches.shape[:3], np.uint16)
+        self.network.prepare(patches.shape[1])
+        size = self.network.batch_size
+
+        def one_batch(start: int) -> None:
+            part = patches[start : start + size]
+            missing = size - len(part)
+            full = np.concatenate([part, np.zeros((missing, *part.shape[1:]), np.uint8)]) if missing else part
+            out[start : start + len(part)] = self.network(full)[: len(part)]
+
+        for _ in self.pool.map(one_batch, range(0, len(patches), size)):
+            pass
+        return out

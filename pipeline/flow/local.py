@@ -1,0 +1,64 @@
+"""The stages without Ray: the network in this process, reading and writing in helpers beside it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from pipeline.flow.plan import Plan, Stages
+from pipeline.records import FrameRef
+from pipeline.stages import Receipt, Work
+
+
+def run_local(plan: Plan, helpers: int = 1, network_isolated: bool = False) -> Iterator[list[Receipt]]:
+    """Yields the receipts of each block, in order.
+
+    While the network refines one block, `helpers` threads read the next ones and write the last. What they do to a
+    frame happens in a child process each, so that a frame that crashes or hangs it is set aside like any other fault;
+    with `network_isolated` so does what the network does.
+    """
+    stages, alone = plan.stages, not _reaches_children(plan.stages)
+    refiner = None if network_isolated else plan.load_refiner()
+    with ThreadPoolExecutor(helpers) as threads:
+        upcoming: deque[Future[list[tuple[Work, np.ndarray]]]] = deque()
+        written: deque[Future[list[Receipt]]] = deque()
+        blocks = iter(plan.blocks)
+
+        def read_ahead() -> None:
+            while len(upcoming) <= helpers and (block := next(blocks, None)):
+                upcoming.append(threads.submit(_read, stages, block, alone))
+
+        try:
+            read_ahead()
+            while upcoming:
+                extracted = upcoming.popleft().result()
+                read_ahead()
+                works, patches = [work for work, _ in extracted], [part for _, part in extracted]
+                if refiner is None:
+                    works, probabilities = stages.refine_isolated(works, patches, plan.load_refiner)
+                else:
+                    probabilities = stages.refine(works, patches, refiner)
+                written.append(threads.submit(_write, stages, works, probabilities, alone))
+                while len(written) > helpers or (written and written[0].done()):
+                    yield written.popleft().result()
+            while written:
+                yield written.popleft().result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _read(stages: Stages, block: list[FrameRef], alone: bool) -> list[tuple[Work, np.ndarray]]:
+    return [stages.extract(ref) if alone else stages.extract_isolated(ref) for ref in block]
+
+
+def _write(stages: Stages, works: list[Work], probabilities: list[np.ndarray], alone: bool) -> list[Receipt]:
+    return stages.finish(works, probabilities) if alone else stages.finish_isolated(works, probabilities)
+
+
+def _reaches_children(stages: Stages) -> bool:
+    """Whether a child process sees the same files: those in memory are this process' own."""
+    urls = stages.images, stages.writer.output, stages.reader.predictions
+    return not any(url.startswith("memory:") for url in urls)

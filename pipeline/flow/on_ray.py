@@ -1,0 +1,317 @@
+"""The stages on a Ray cluster: the only file that knows Ray Data.
+
+spread:  todo -> read + extract (CPU tasks) -> refine (actors) -> assemble + commit (CPU tasks) -> receipts -> driver
+fused:   todo -> all of it in the network's actor and its helper processes -> receipts -> driver
+
+Spread, rows are whole frames, and between the stages travel their patches and probabilities as ragged tensor columns.
+Nothing but the outputs touches the disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pickle
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from pipeline.flow.local import run_local
+from pipeline.flow.plan import Plan, Stages
+from pipeline.flow.session import Pool, alive_nodes, network_pool, ray_session
+from pipeline.records import InputError
+from pipeline.stages import Receipt
+
+if TYPE_CHECKING:
+    from model import Refiner
+
+Placement = Literal["auto", "spread", "fused"]
+
+_BACKLOG_BLOCKS = 4
+"""Blocks that may wait in memory for each network process, so that it never waits for one."""
+
+_FUSED_BLOCKS = 8
+"""Blocks that a fused actor is given at once, so that it reads the next while it refines one."""
+
+_SUSPECT = 2
+"""Attempts at a batch that ended their process, after which the network refines each of its frames in a child."""
+
+
+def run_ray(
+    plan: Plan, workers: int | None, gpus_per_worker: float, placement: Placement = "auto"
+) -> Iterator[list[Receipt]]:
+    """The stages on the cluster at RAY_ADDRESS or a new one on this machine; yields the receipts of each block.
+
+    `auto` is fused where everything is on one machine without a GPU, and the copies between stages would take time from
+    the network; else spread, so that all CPUs of the cluster keep the GPUs fed. InputError where a stage fails as a
+    whole, such as on a full disk.
+    """
+    from ray.data import DataContext
+
+    with ray_session():
+        nodes = [node["Resources"] for node in alive_nodes()]
+        pool = network_pool(nodes, workers, gpus_per_worker)
+        if placement == "auto":
+            placement = "fused" if len(nodes) == 1 and "num_gpus" not in pool.resources else "spread"
+        context = _data_context()
+        # A frame that takes too long is given up by its task, tried again alone, and given up there.
+        context.execution_no_progress_timeout_s = int(max(600, 4 * plan.stages.limits.seconds))
+        with DataContext.current(context), _one_line_for_faults():
+            rows = _fused(plan, pool, context) if placement == "fused" else _spread(plan, pool, context)
+            for batch in rows.iter_batches(batch_size=None, prefetch_batches=0):
+                for receipts in batch["receipts"]:
+                    yield pickle.loads(receipts)
+
+
+def _spread(plan: Plan, pool: Pool, context: Any) -> Any:
+    import ray
+    from ray.data import ActorPoolStrategy, ExecutionResources
+
+    # Without a limit everything is cut long before the network gets to it, and waits in memory.
+    attempts = _count_attempts()
+    backlog = _BACKLOG_BLOCKS * pool.size * len(plan.blocks[0]) * plan.stages.cutting.frame_bytes
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=backlog)
+    return (
+        ray.data.read_datasource(_blocks_source(plan.blocks))
+        .map(partial(_extract_row, stages=plan.stages, attempts=attempts))
+        .map_batches(
+            _RefineActor,
+            fn_constructor_args=(plan.stages, plan.load_refiner, pool.threads, attempts),
+            batch_size=len(plan.blocks[0]),
+            compute=ActorPoolStrategy(min_size=1, max_size=pool.size),
+            **pool.resources,
+        )
+        .map_batches(partial(_write_batch, stages=plan.stages, attempts=attempts), batch_size=None)
+    )
+
+
+def _fused(plan: Plan, pool: Pool, context: Any) -> Any:
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    # Every row of receipts leaves the actor at once: what has not left it is done again when it dies.
+    context.target_max_block_size = 1
+    at_once = max(1, min(_FUSED_BLOCKS, len(plan.blocks) // pool.size))
+    return ray.data.read_datasource(_blocks_source([[block] for block in plan.blocks])).map_batches(
+        _WholeActor,
+        fn_constructor_args=(replace(plan, blocks=[]), pool.threads, _count_attempts()),
+        batch_size=at_once,
+        compute=ActorPoolStrategy(min_size=1, max_size=pool.size),
+        **pool.resources,
+    )
+
+
+def map_blocks(blocks: list[list[Any]], work: Callable[[list[Any]], Any], *, local: bool) -> Iterator[Any]:
+    """`work` of every block of picklable items, as they finish: in this process, or as tasks of the Ray cluster."""
+    if local:
+        yield from map(work, blocks)
+        return
+    import ray
+    from ray.data import DataContext
+
+    with ray_session(), DataContext.current(_data_context()), _one_line_for_faults():
+        # A whole block is one row: Ray Data puts small blocks together as it likes.
+        rows = ray.data.read_datasource(_blocks_source([[block] for block in blocks]))
+        results = rows.map_batches(partial(_work_batch, work=work, attempts=_count_attempts()), batch_size=None)
+        for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
+            yield from map(pickle.loads, batch["result"])
+
+
+def _work_batch(batch: dict[str, np.ndarray], work: Callable[[list[Any]], Any], attempts: Any) -> dict[str, np.ndarray]:
+    import cv2
+
+    cv2.setNumThreads(1)
+    results = []
+    for item in batch["item"]:
+        block = pickle.loads(item)
+        with _attempt(attempts, "work", hashlib.sha256(item).hexdigest()) as earlier:
+            if earlier > _SUSPECT:
+                raise InputError(f"the process that works on these has died {earlier} times: {block!r:.500}")
+            results.append(pickle.dumps(work(block)))
+    return {"result": np.array(results, object)}
+
+
+def _data_context() -> Any:
+    from ray.data import DataContext
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # A block is a batch: splitting one would make the network wait for its rest.
+    context.target_max_block_size = None
+    context.execution_options.preserve_order = False
+    context.execution_no_progress_timeout_s = 600
+    context.memory_usage_poll_interval_s = None
+    return context
+
+
+@contextmanager
+def _one_line_for_faults() -> Iterator[None]:
+    """Raise what a task raised, where it is the store's or the input's fault, instead of Ray's account of it."""
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        yield
+    except RayError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError | OSError):
+            cause = cause.cause if isinstance(cause, RayTaskError) else cause.__cause__
+        if cause is not None:
+            raise cause from None
+        if isinstance(error, RayTaskError):
+            raise  # a fault in our own code, which deserves its traceback
+        reason = " ".join(str(error).split())
+        raise InputError(f"Ray gave up ({reason:.300}); the same command goes on from here") from None
+
+
+def _count_attempts() -> Any:
+    """An actor that counts how often each piece of work was begun but not ended.
+
+    Ray tries again for ever what its process does not survive, and does not tell it how often that was.
+    """
+    import ray
+
+    class Attempts:
+        def __init__(self) -> None:
+            self.begun: Counter[str] = Counter()
+
+        def begin(self, key: str) -> int:
+            self.begun[key] += 1
+            return self.begun[key] - 1
+
+        def end(self, key: str) -> None:
+            self.begun.pop(key, None)
+
+    return ray.remote(Attempts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+
+
+@contextmanager
+def _attempt(attempts: Any, stage: str, key: str) -> Iterator[int]:
+    """The number of earlier attempts at a piece of work that did not come to their end."""
+    import ray
+    from ray.exceptions import RayActorError
+
+    try:
+        earlier = ray.get(attempts.begin.remote(f"{stage} {key}"))
+    except RayActorError:  # its machine is gone, and with it all that was counted
+        earlier = 0
+    yield earlier
+    attempts.end.remote(f"{stage} {key}")
+
+
+def _extract_row(row: dict[str, Any], stages: Stages, attempts: Any) -> dict[str, Any]:
+    ref = pickle.loads(row["item"])
+    with _attempt(attempts, "extract", ref.frame_id) as earlier:
+        if earlier:
+            work, patches = stages.extract_isolated(ref)
+        else:
+            with _ended_after(stages.limits.seconds):
+                work, patches = stages.extract(ref)
+    return {"work": pickle.dumps(work), "patches": patches}
+
+
+@contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    """End this process where it takes longer: nothing else stops a call into C. Ray tries its task again."""
+    timer = threading.Timer(seconds, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class _Network:
+    """The network of an actor, loaded at the first call.
+
+    Ray calls an actor from another thread than it makes it in. A network touched in both would keep two teams of OpenMP
+    threads, which are then put to sleep after every layer: a third of the rate on two cores.
+    """
+
+    def __init__(self, load: Callable[[], Refiner], threads: int) -> None:
+        self.load, self.threads = load, threads
+        self.refiner: Refiner | None = None
+
+    def __call__(self) -> Refiner:
+        if self.refiner is None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+            self.refiner = self.load()
+        return self.refiner
+
+
+class _RefineActor:
+    def __init__(self, stages: Stages, load: Callable[[], Refiner], threads: int, attempts: Any) -> None:
+        self.stages, self.load, self.attempts = stages, load, attempts
+        self.network = _Network(load, threads)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        works = [pickle.loads(work) for work in batch["work"]]
+        # One column of ragged tensors arrives as one array where all rows happen to have the same shape.
+        patches = list(batch["patches"])
+        with _attempt(self.attempts, "refine", works[0].frame_id) as earlier:
+            if earlier >= _SUSPECT:
+                works, parts = self.stages.refine_isolated(works, patches, self.load)
+            else:
+                parts = self.stages.refine(works, patches, self.network())
+        probabilities = np.empty(len(parts), object)
+        for i, part in enumerate(parts):
+            probabilities[i] = part
+        return {"work": np.array([pickle.dumps(work) for work in works], object), "probabilities": probabilities}
+
+
+def _write_batch(batch: dict[str, np.ndarray], stages: Stages, attempts: Any) -> dict[str, np.ndarray]:
+    works, probabilities = [pickle.loads(work) for work in batch["work"]], list(batch["probabilities"])
+    with _attempt(attempts, "write", works[0].frame_id) as earlier:
+        if earlier:
+            receipts = stages.finish_isolated(works, probabilities)
+        else:
+            with _ended_after(len(works) * stages.limits.seconds):
+                receipts = stages.finish(works, probabilities)
+    return {"receipts": np.array([pickle.dumps(receipts)], object)}
+
+
+class _WholeActor:
+    def __init__(self, plan: Plan, threads: int, attempts: Any) -> None:
+        self.plan, self.attempts, self.network = plan, attempts, _Network(plan.load_refiner, threads)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        blocks = [pickle.loads(block) for block in batch["item"]]
+        with _attempt(self.attempts, "fused", blocks[0][0].frame_id) as earlier:
+            suspect = earlier >= _SUSPECT
+            plan = replace(self.plan, blocks=blocks, load_refiner=self.plan.load_refiner if suspect else self.network)
+            for receipts in run_local(plan, network_isolated=suspect):
+                yield {"receipts": np.array([pickle.dumps(receipts)], object)}
+
+
+def _blocks_source(blocks: list[list[Any]]) -> Any:
+    """A Ray Data source with one read task per block, so that a block is a unit of work and of repetition."""
+    import pyarrow as pa
+    from ray.data.block import BlockMetadata
+    from ray.data.datasource import Datasource, ReadTask
+
+    class Blocks(Datasource):
+        def estimate_inmemory_data_size(self) -> None:
+            return None
+
+        def get_read_tasks(self, parallelism: int, *args: Any, **kwargs: Any) -> list[ReadTask]:
+            tasks = []
+            for block in blocks:
+                rows = [pickle.dumps(item) for item in block]
+                metadata = BlockMetadata(
+                    num_rows=len(rows), size_bytes=sum(map(len, rows)), input_files=None, exec_stats=None
+                )
+                tasks.append(ReadTask(lambda rows=rows: [pa.table({"item": pa.array(rows, pa.binary())})], metadata))
+            return tasks
+
+    return Blocks()

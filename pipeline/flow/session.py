@@ -1,0 +1,88 @@
+"""The Ray session a job runs in, the machines it finds there, and how many network processes fit on them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The network processes of a run."""
+
+    size: int
+    """Most of them at a time."""
+    resources: dict[str, float]
+    """What each reserves of its machine, as Ray names it."""
+    threads: int
+    """CPU threads each computes with."""
+
+
+def network_pool(nodes: Sequence[Mapping[str, float]], workers: int | None, gpus_per_worker: float) -> Pool:
+    """How the network is spread over the machines that are alive, `nodes` being the resources of each.
+
+    With GPUs a process reserves no CPU: Ray would set one aside for each, and starve the reading tasks without a word.
+    Without, `workers` (one per machine unless given) processes take shares of the CPUs that leave each of them a place,
+    use all threads of their share, and leave a quarter of it (at least one) to the other stages.
+    """
+    gpus = sum(node.get("GPU", 0) for node in nodes)
+    if gpus:
+        size = workers or max(1, int(gpus / gpus_per_worker))
+        return Pool(size, {"num_gpus": gpus_per_worker, "num_cpus": 0}, 1)
+    cpus = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1] or [1]
+    size = workers or len(cpus)
+    share = next((s for s in range(max(cpus), 1, -1) if sum(count // s for count in cpus) >= size), 1)
+    reserved = share - max(1, share // 4)
+    # Not a whole number: Ray Data would run cutting inside the network's process if both reserved the same.
+    return Pool(size, {"num_cpus": reserved - 0.01 if reserved else 0}, share)
+
+
+def alive_nodes() -> list[dict[str, Any]]:
+    """The machines of the running session that have CPUs to work with, as Ray describes them."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Join the Ray cluster this process belongs to, or start one and stop it again."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.ERROR)
+    else:
+        ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
+    try:
+        # Ray has put its own handler in the place of ours.
+        with terminated_as_exit():
+            yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def terminated_as_exit() -> Iterator[None]:
+    """Let SIGTERM (`ray job stop`, a preempted node) unwind like Ctrl-C, so that the ledger is flushed."""
+
+    def leave(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # only the main thread may set handlers
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,94 @@
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError
+
+import numpy as np
+import pytest
+import torch
+
+from model import Refiner, backend
+from model.backend import resolve_backend
+from tests.conftest import random_patches, seeded_network
+
+needs_openvino = pytest.mark.skipif(resolve_backend("auto") != "openvino", reason="OpenVINO is not installed")
+
+
+@needs_openvino
+@pytest.mark.parametrize(
+    ("name", "scale", "patch_px"),
+    [
+        ("hrnet18s_128", 1.0, 64),
+        ("hrnet18s_128", 1.0, 80),
+        pytest.param("hrnet48_256", 0.02, 64, marks=pytest.mark.slow),
+    ],
+)
+def test_probabilities_equal_torchs(name, scale, patch_px):
+    patches, found = random_patches(2, patch_px), []
+    for library in ("torch", "openvino"):
+        network = seeded_network(name)
+        with torch.no_grad():  # the logits of random weights in so deep a network reach hundreds
+            network.decode_head.conv_seg.weight.mul_(scale)
+        found.append(Refiner(network, device="cpu", batch_size=1, backend=library).probabilities(patches))
+    torchs, openvinos = found
+    assert 0.01 * 65535 < torchs.std() < 0.4 * 65535
+    assert np.abs(torchs.astype(np.int32) - openvinos).max() < 1e-4 * 65535
+
+
+@needs_openvino
+def test_probabilities_do_not_depend_on_the_batch_size():
+    patches = random_patches(7)
+    one, four = (
+        Refiner(seeded_network(), device="cpu", backend="openvino", batch_size=size).probabilities(patches)
+        for size in (1, 4)
+    )
+    assert np.array_equal(one, four)
+
+
+@needs_openvino
+def test_loading_openvino_does_not_load_what_reports_its_use():
+    code = "import sys; from model.openvino_backend import _openvino; _openvino(); print(*sys.modules, sep='\\n')"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert "openvino" in loaded
+    assert not [name for name in loaded if name.startswith("openvino_telemetry")]
+
+
+@needs_openvino
+def test_a_precision_that_the_cpu_lacks_is_refused(monkeypatch):
+    from model import openvino_backend
+
+    class OldCore:
+        def get_property(self, device, name):
+            return ["FP32", "INT8"]
+
+    library = type("Library", (), {"Core": OldCore})
+    monkeypatch.setattr(openvino_backend, "_openvino", lambda: library)
+    with pytest.raises(ValueError, match="precision is 'bf16', in which this CPU cannot calculate"):
+        Refiner(seeded_network(), device="cpu", precision="bf16", backend="openvino")
+
+
+def test_torch_runs_where_openvino_is_missing_or_there_is_an_accelerator(monkeypatch):
+    assert resolve_backend("auto", "cuda") == "torch"
+    assert resolve_backend("torch") == "torch"
+    with pytest.raises(ValueError, match="expected a CPU"):
+        resolve_backend("openvino", "cuda")
+
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(backend, "version", missing)
+    assert resolve_backend("auto") == "torch"
+    with pytest.raises(ValueError, match="not installed: pip install"):
+        resolve_backend("openvino")
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("openvino", marks=needs_openvino)])
+def test_half_precision_stays_near(backend):
+    patches = random_patches(3)
+    try:
+        half = Refiner(seeded_network(), device="cpu", precision="bf16", backend=backend, batch_size=1)
+    except ValueError:
+        pytest.skip("this CPU has no bf16")
+    full = Refiner(seeded_network(), device="cpu", backend=backend, batch_size=1)
+    difference = np.abs(half.probabilities(patches).astype(np.int32) - full.probabilities(patches))
+    assert 0 < difference.max() < 0.2 * 65535
+    assert half.arithmetic == f"cpu {backend} bf16"

@@ -39,6 +39,8 @@ class Lease:
         self.url = f"{self.root}/lease.json"
         self.run_id = uuid4().hex[:12]
         self.started = time.time()
+        self.taken_over = False
+        """Whether the run before has died with the lease."""
         self._lost = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -67,6 +69,7 @@ class Lease:
 
     def _acquire(self) -> None:
         holder = self._read()
+        self.taken_over = holder is not None
         if holder and not _is_dead_here(holder):
             if _age(holder) <= DEAD_SECONDS:
                 raise InputError(self._refusal(holder))
@@ -108,9 +111,7 @@ class Lease:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            content = json.loads(storage.read(self.url)) if storage.exists(self.url) else None
-        except InputError:  # released in between
-            return None
+            content = json.loads(storage.read_if_there(self.url) or b"null")
         except ValueError:
             return {}
         return content if isinstance(content, dict) else None

@@ -57,9 +57,10 @@ class Ledger:
         unless it is to `restart`. A run that finished no frame leaves the output to any other.
         """
         run = f"{self.root}/run.json"
-        if not storage.exists(run):
+        data = storage.read_if_there(run)
+        if data is None:
             return
-        before = _parse(run, storage.read(run))
+        before = _parse(run, data)
         gone = _withdrawn(self.root)
         # A segment cut short by a power loss only costs the work of its last frames.
         for entry in read_receipts(self.output):
@@ -83,7 +84,8 @@ class Ledger:
     def start(self, fingerprint: dict[str, Any], *, restart: bool = False) -> None:
         """Write under which fingerprint frames are refined from now on; those of another are forgotten, or all."""
         run = f"{self.root}/run.json"
-        before = _parse(run, storage.read(run)) if storage.exists(run) else None
+        data = storage.read_if_there(run)
+        before = _parse(run, data) if data is not None else None
         if before is not None:
             self._newest = max((int(name.split(".")[0]) for name in self._numbered()), default=0)
         if before == fingerprint and not restart:
@@ -137,7 +139,8 @@ class Ledger:
     def finished(self) -> str | None:
         """The key under which the final output was last written, None where it never was."""
         url = f"{self.root}/finished.json"
-        return _parse(url, storage.read(url)).get("key") if storage.exists(url) else None
+        data = storage.read_if_there(url)
+        return _parse(url, data).get("key") if data is not None else None
 
     def note_finished(self, key: str | None) -> None:
         """Keep the key of the final output as it is now; None while it is being written."""
@@ -196,7 +199,8 @@ class Ledger:
 
     def _read_renewed(self) -> dict[str, list[str]]:
         url = f"{self.root}/identities.json"
-        return _parse(url, storage.read(url)) if storage.exists(url) else {}
+        data = storage.read_if_there(url)
+        return _parse(url, data) if data is not None else {}
 
     def _put_json(self, name: str, content: Any) -> None:
         storage.put(f"{self.root}/{name}", json.dumps(content, indent=1, sort_keys=True).encode())

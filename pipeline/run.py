@@ -45,6 +45,9 @@ def run(config: RefineConfig, log: Callable[[str], None] = print) -> Summary:
     config = absolute(config)
     if config.parity:
         config = replace(config, guard=GuardConfig(enabled=False))
+    places = config.predictions, config.images, config.output
+    if not config.local and any(url.startswith("memory:") for url in places):
+        raise InputError("memory:// is the memory of one process: expected --local with it")
     dump.check_output(config.predictions, config.output)
     storage.check_folder(config.images)
     form = dump.input_format(config.predictions, config.format)
@@ -83,6 +86,8 @@ def run(config: RefineConfig, log: Callable[[str], None] = print) -> Summary:
             progress.update(receipts)
         ledger.flush()
         _finish(ledger, writer, refs)
+        if difference.todo or lease.taken_over:
+            storage.sweep_temporary(config.output)
         summary = progress.summary(config.output, ledger.aside, time.monotonic() - started)
     return replace(
         summary,

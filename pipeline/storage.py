@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -25,6 +26,8 @@ UPLOAD_BYTES = 48 << 20
 
 _TAGS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "updated", "modified", "created")
 """What stores call the tag of a file's content, or the time of its last change; a tag tells more, and comes first."""
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")
 
 
 def is_local(url: str) -> bool:
@@ -321,10 +324,24 @@ def open_write(url: str) -> Iterator[IO[bytes]]:
         with open(temporary, "wb") as file:
             yield file
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         if os.path.exists(temporary):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            raise OSError(error.errno, error.strerror, path) from None  # a full disk names no file
         raise
+
+
+def sweep_temporary(folder: str) -> None:
+    """Delete what processes that were killed while they wrote have left below a folder; only local ones have any."""
+    fs, path = open_store(folder)
+    if not stores.is_local(fs):
+        return
+    for place, _, names in os.walk(path):
+        for name in names:
+            if _TEMPORARY.search(name):
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(place, name))
 
 
 def remove(url: str) -> None:

@@ -166,10 +166,8 @@ class CityscapesWriter:
 
     def _listed_pngs(self, base: str) -> set[str]:
         """Paths of the PNGs that the `_pred.txt` of a frame in the output lists."""
-        file = inside(self.output, base + PRED, LARGEST_LIST)
-        if not storage.exists(file):
-            return set()
-        fields = (line.split() for line in storage.read(file).decode(errors="replace").splitlines())
+        data = storage.read_if_there(inside(self.output, base + PRED, LARGEST_LIST))
+        fields = (line.split() for line in (data or b"").decode(errors="replace").splitlines())
         paths = {posixpath.normpath(posixpath.join(posixpath.dirname(base), line[0])) for line in fields if line}
         # A file that was there before is not trusted: only PNGs below the output are the frame's.
         return {path for path in paths if path.endswith(".png") and storage.stays_below(path)}

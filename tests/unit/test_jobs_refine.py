@@ -397,3 +397,10 @@ def test_paths_may_be_relative_hold_spaces_and_be_urls(run, flags, dump, tmp_pat
     assert run(*flags(**settings) + [f"--output=file://{tmp_path}/url"])[0] == 0
     assert tree(tmp_path / "a b") == tree(tmp_path / "url") != {}
     assert {path.name for path in Path.cwd().iterdir()} == {*INPUTS.values(), "images", "images.json"}
+
+
+def test_files_in_memory_are_refused_where_other_processes_would_look_for_them(run, flags):
+    _, *arguments, _ = flags()
+    status, _, error = run(*arguments, "--output=memory://out")
+    assert status == 1
+    assert _is_one_line(error, "memory://", "expected --local")

@@ -77,3 +77,21 @@ def test_a_file_is_created_once(root):
     assert not storage.create(f"{root}/new", b"second")
     assert storage.read(f"{root}/new") == b"first"
     assert storage.find(root, ("",)) == ["new"]
+
+
+def test_what_a_killed_writer_has_left_is_swept_and_nothing_else(tmp_path):
+    left = tmp_path / "a" / f"x.png.{'0a' * 16}.tmp"
+    left.parent.mkdir()
+    kept = [tmp_path / "a" / "x.png", tmp_path / "notes.tmp", tmp_path / f"{'0a' * 16}.tmp.png"]
+    for path in (left, *kept):
+        path.write_bytes(b"")
+    storage.sweep_temporary(str(tmp_path))
+    assert not left.exists()
+    assert all(path.exists() for path in kept)
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError, match=r"x\.png") as error, storage.open_write(str(tmp_path / "x.png")):
+        raise OSError(28, "No space left on device")
+    assert error.value.errno == 28
+    assert list(tmp_path.iterdir()) == []

@@ -1,25 +1,32 @@
 # `make demo` and `make test` each set up .venv by themselves; PYTHON chooses the interpreter (3.11 or newer).
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
-INSTALLED := $(VENV)/installed
+FOR_DEMO := $(VENV)/installed-for-demo
+FOR_TEST := $(VENV)/installed-for-test
 
 .PHONY: demo test faults lint clean
 
-demo: $(INSTALLED)
+demo: $(FOR_DEMO)
 	$(VENV)/bin/python jobs/demo.py
 
-test: $(INSTALLED) lint
+test: $(FOR_TEST) lint
 	$(VENV)/bin/python -m pytest
 
-faults: $(INSTALLED)
+faults: $(FOR_TEST)
 	$(VENV)/bin/python -m tests.faults.table
 
-lint: $(INSTALLED)
+lint: $(FOR_TEST)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
+
+$(FOR_DEMO): pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[openvino,report]'
+	touch $@
+
+$(FOR_TEST): pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(VENV)/bin/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 

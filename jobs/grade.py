@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 
 import numpy as np
 
@@ -12,8 +13,11 @@ from model import Refiner
 from model.checkpoint import CheckpointError
 from pipeline import storage
 from pipeline.config import parse
-from pipeline.grading import grade, table
+from pipeline.grading import grade, samples, table
 from pipeline.guard import GuardConfig
+from pipeline.pareto import BASELINE, SETTINGS, WEIGHTS, network_of, trials
+from pipeline.pareto_report import plot, points
+from pipeline.pareto_report import table as pareto_table
 from pipeline.records import InputError
 from pipeline.redaction import redacted
 
@@ -41,11 +45,16 @@ class GradeConfig:
     seed: int = 0
     output: str | None = None
     """A json to write with the scores of every object."""
+    pareto: str | None = None
+    """Grade every way to spend patches instead, and write pareto.json and pareto.svg into this folder."""
 
 
 def main() -> int:
     try:
         config = parse(GradeConfig, sys.argv[1:])
+        if config.pareto:
+            compare(config, config.pareto)
+            return 0
         refiner = Refiner.from_checkpoint(config.checkpoint, flip=config.flip)
 
         def refine(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -64,6 +73,21 @@ def main() -> int:
     if config.output:
         storage.put(config.output, json.dumps([asdict(graded) for graded in grades]).encode())
     return 0
+
+
+def compare(config: GradeConfig, folder: str) -> None:
+    """Try all settings of `pipeline.pareto` on the same coarse masks; write every trial, their table and the plot."""
+    if config.nms_threshold != 0.25 or config.iterations != 1 or config.flip or config.output:
+        raise InputError("--pareto tries settings of its own: expected no nms-threshold, iterations, flip or output")
+    masks = (samples(path, config.images, config.kinds, config.seed, config.every) for path in config.ground_truth)
+    tried = list(trials(chain.from_iterable(masks), SETTINGS, network_of(config.checkpoint), config.guard))
+    if not tried:
+        raise InputError(f"{config.images}: every coarse mask is smaller than guard.min_area = {config.guard.min_area}")
+    found = points(tried, WEIGHTS, BASELINE, config.seed)
+    print(pareto_table(found))
+    content = {"points": [asdict(point) for point in found], "trials": [asdict(trial) for trial in tried]}
+    storage.put(storage.join(folder, "pareto.json"), json.dumps(content).encode())
+    storage.put(storage.join(folder, "pareto.svg"), plot(found, BASELINE).encode())
 
 
 if __name__ == "__main__":

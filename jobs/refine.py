@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from model.bundled import CheckpointError
 from pipeline.config import RefineConfig, parse
@@ -16,16 +17,21 @@ def main() -> int:
 
     130 after Ctrl-C.
     """
+    as_text = True
     try:
         config = parse(RefineConfig, sys.argv[1:])
-        summary = run(config)
+        as_text = config.log_format == "text"
+        summary = run(config, partial(print, flush=True))
     except (InputError, CheckpointError, OSError) as error:
-        print(redacted(f"error: {error}"), file=sys.stderr)
+        if as_text:
+            print(redacted(f"error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        if as_text:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    print(summary)
+    if as_text:
+        print(summary)
     nothing_done = summary.frames + summary.done_before == 0
     return 1 if nothing_done or (config.strict and summary.quarantined) else 0
 

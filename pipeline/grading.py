@@ -9,7 +9,7 @@ import numpy as np
 
 from model.coarsen import KINDS, coarsen
 from pipeline import storage
-from pipeline.ground_truth import GroundTruth, TruthRef, open_ground_truth
+from pipeline.ground_truth import open_ground_truth
 from pipeline.metrics.boundary import COCO_RATIO, boundary_f_score, boundary_iou, dilation_px, iou
 from pipeline.metrics.overlap import Region
 from pipeline.records import InputError, cut_to_box
@@ -36,7 +36,23 @@ class Grade:
         return self.refined[0] < self.coarse[0] - WORSE_BY
 
 
-def _scores(mask: np.ndarray, target: np.ndarray) -> tuple[float, ...]:
+@dataclass(frozen=True)
+class Sample:
+    """The objects of one image, made coarse by one kind of failure."""
+
+    key: str
+    kind: str
+    image: np.ndarray
+    """(H, W, 3) uint8 RGB."""
+    categories: list[str]
+    coarse: np.ndarray
+    """(N, H, W) uint8 0/1, N > 0."""
+    targets: np.ndarray
+    """The precise masks, in the same form."""
+
+
+def scores(mask: np.ndarray, target: np.ndarray) -> tuple[float, ...]:
+    """How well a mask (H, W) uint8 0/1 agrees with the precise one, in the order of MEASURES."""
     dilation = dilation_px(mask.shape[1], mask.shape[0], COCO_RATIO)
     return (
         iou(mask, target),
@@ -44,6 +60,33 @@ def _scores(mask: np.ndarray, target: np.ndarray) -> tuple[float, ...]:
         boundary_f_score(mask, target, 1),
         boundary_f_score(mask, target, 3),
     )
+
+
+def samples(ground_truth: str, images: str, kinds: Sequence[str], seed: int = 0, every: int = 1) -> Iterator[Sample]:
+    """Coarsen each object of every `every`-th image in every kind.
+
+    Coarse masks depend on the seed, the object and the kind alone. InputError where no object is found.
+    """
+    for kind in kinds:
+        if kind not in ("mixed", *KINDS):
+            raise InputError(f"kind {kind!r}: expected mixed, {', '.join(KINDS)}")
+    truth = open_ground_truth(ground_truth, images)
+    listing = truth.list_frames()
+    found = False
+    for ref in listing.refs[::every]:
+        things = [true for true in truth.read(ref).instances if not true.crowd and true.mask.size]
+        if not things:
+            continue
+        found = True
+        image = decode_image(storage.join(images, ref.file_name))
+        targets = np.stack([whole_mask(true, image.shape) for true in things])
+        categories = [listing.categories.get(true.category_id, str(true.category_id)) for true in things]
+        for kind in kinds:
+            names = [(seed, ref.key, true.instance_id, kind) for true in things]
+            coarse = np.stack([coarsen(target, generator(*name), kind) for target, name in zip(targets, names)])
+            yield Sample(ref.key, kind, image, categories, coarse, targets)
+    if not found:
+        raise InputError(f"{ground_truth}: no object to grade")
 
 
 def grade(
@@ -54,46 +97,14 @@ def grade(
     seed: int = 0,
     every: int = 1,
 ) -> Iterator[Grade]:
-    """Coarsen each object of every `every`-th image in every kind, refine it, and score both against the truth.
+    """Refine the coarse masks of `samples`, and score both against the truth.
 
-    `refine` takes an image (H, W, 3) uint8 RGB and masks (N, H, W) uint8 0/1 and returns masks of that shape. Coarse
-    masks depend on the seed, the object and the kind alone. InputError where no object is found.
+    `refine` takes an image (H, W, 3) uint8 RGB and masks (N, H, W) uint8 0/1 and returns masks of that shape.
     """
-    for kind in kinds:
-        if kind not in ("mixed", *KINDS):
-            raise InputError(f"kind {kind!r}: expected mixed, {', '.join(KINDS)}")
-    truth = open_ground_truth(ground_truth, images)
-    listing = truth.list_frames()
-    found = False
-    for ref in listing.refs[::every]:
-        for graded in _grade_frame(truth, ref, images, refine, kinds, seed, listing.categories):
-            found = True
-            yield graded
-    if not found:
-        raise InputError(f"{ground_truth}: no object to grade")
-
-
-def _grade_frame(
-    truth: GroundTruth,
-    ref: TruthRef,
-    images: str,
-    refine: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    kinds: Sequence[str],
-    seed: int,
-    categories: dict[int, str],
-) -> Iterator[Grade]:
-    image = decode_image(storage.join(images, ref.file_name))
-    things = [true for true in truth.read(ref).instances if not true.crowd and true.mask.size]
-    if not things:
-        return
-    targets = [whole_mask(true, image.shape) for true in things]
-    for kind in kinds:
-        names = [(seed, ref.key, true.instance_id, kind) for true in things]
-        coarse = np.stack([coarsen(target, generator(*name), kind) for target, name in zip(targets, names)])
-        refined = refine(image, coarse)
-        for true, before, after, target in zip(things, coarse, refined, targets):
-            category = categories.get(true.category_id, str(true.category_id))
-            yield Grade(ref.key, category, kind, _scores(before, target), _scores(after, target))
+    for sample in samples(ground_truth, images, kinds, seed, every):
+        refined = refine(sample.image, sample.coarse)
+        for category, before, after, target in zip(sample.categories, sample.coarse, refined, sample.targets):
+            yield Grade(sample.key, category, sample.kind, scores(before, target), scores(after, target))
 
 
 def table(grades: Sequence[Grade], by: str = "kind") -> str:

@@ -67,15 +67,20 @@ class Lease:
         if self._lost:
             raise InputError(self._lost)
 
+    def held_by_another(self) -> str:
+        """Who is writing the output now, as far as heartbeats tell; empty where nobody is."""
+        holder = self._read()
+        alive = holder and not _is_dead_here(holder) and _age(holder) <= DEAD_SECONDS
+        return self._refusal(holder) if holder and alive else ""
+
     def _acquire(self) -> None:
         holder = self._read()
         self.taken_over = holder is not None
-        if holder and not _is_dead_here(holder):
-            if _age(holder) <= DEAD_SECONDS:
-                raise InputError(self._refusal(holder))
-            if holder.get("host") != socket.gethostname():
-                # Its clock may differ: what counts is whether it still beats.
-                time.sleep(1.5 * HEARTBEAT_SECONDS)
+        if refusal := self.held_by_another():
+            raise InputError(refusal)
+        if holder and not _is_dead_here(holder) and holder.get("host") != socket.gethostname():
+            # Its clock may differ: what counts is whether it still beats.
+            time.sleep(1.5 * HEARTBEAT_SECONDS)
         with storage.locked(self.root):
             now = self._read()
             if now is None and storage.create(self.url, self._content()):

@@ -7,7 +7,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -132,9 +132,9 @@ class Ledger:
                 found[entry["frame_id"]] = entry.get("file_name", "")
         return found
 
-    def note_run(self, facts: Mapping[str, Any]) -> None:
-        """Keep what is known of the latest run when it starts, in `latest.json`."""
-        self._put_json("latest.json", dict(facts))
+    def note(self, name: str, facts: Mapping[str, Any]) -> None:
+        """Keep what is known of a run, under a name of its own below the ledger."""
+        self._put_json(name, dict(facts))
 
     def finished(self) -> str | None:
         """The key under which the final output was last written, None where it never was."""
@@ -206,23 +206,23 @@ class Ledger:
         storage.put(f"{self.root}/{name}", json.dumps(content, indent=1, sort_keys=True).encode())
 
 
-def read_receipts(output: str) -> Iterator[dict[str, Any]]:
+def read_receipts(output: str, segments: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """The receipts of all runs on an output, in the order of their frames' ends; none where it has no ledger.
 
-    Those of frames that were withdrawn later are left out. A line that a power loss has torn is passed over: its frame
-    is one that was not finished.
+    Only those in `segments`, where these are given by name. Those of frames that were withdrawn later are left out. A
+    line that a power loss has torn is passed over: its frame is one that was not finished.
     """
     root = f"{output.rstrip('/')}/_ledger"
     if storage.exists(f"{root}/run.json"):
         gone = _withdrawn(root)
-        for name, entry in _segments(root):
+        for name, entry in _segments(root, segments):
             if entry["frame_id"] not in gone or name > gone[entry["frame_id"]][0]:
                 yield entry
 
 
-def _segments(root: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every receipt with the name of its segment."""
-    names = storage.find(root, (".jsonl",))
+def _segments(root: str, segments: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every receipt, or those of some segments, with the name of its segment."""
+    names = storage.find(root, (".jsonl",)) if segments is None else segments
     with ThreadPoolExecutor(16) as threads:
         for start in range(0, len(names), READ_AHEAD):
             chunk = names[start : start + READ_AHEAD]

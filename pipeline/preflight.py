@@ -14,11 +14,13 @@ from typing import Any
 from uuid import uuid4
 
 from pipeline import dump, run, storage
-from pipeline.config import NMS_THRESHOLDS, RefineConfig
-from pipeline.flow.session import alive_nodes, network_pool, ray_session
+from pipeline.config import RefineConfig
+from pipeline.flow.session import Placement, alive_nodes, network_pool, ray_session, selected_by
 from pipeline.formats.label_ids import LabelIdReader
 from pipeline.guard import GuardConfig
-from pipeline.ledger import read_receipts
+from pipeline.incremental import compare
+from pipeline.lease import Lease
+from pipeline.ledger import Ledger
 from pipeline.preflight_frames import check_frames, estimate
 from pipeline.preflight_report import SHOWN, Check, Estimate, Report, megabytes
 from pipeline.records import InputError
@@ -71,8 +73,9 @@ def check(config: CheckConfig) -> Report:
     with _finding("cluster", checks):
         if not settled.local and (settled.cluster or os.environ.get("RAY_ADDRESS")):
             with ray_session():
-                nodes = [node["Resources"] for node in alive_nodes()]
-            checks.append(cluster(nodes, settled.workers, settled.gpus_per_worker))
+                nodes = alive_nodes()
+            checks += _labels(settled, [node["Labels"] for node in nodes])
+            checks.append(cluster([node["Resources"] for node in nodes], run.placement_of(settled)))
     with _finding("images", checks):
         storage.check_folder(settled.images)
         with _finding("predictions", checks):
@@ -138,7 +141,7 @@ def _existing(path: str) -> str:
     return path
 
 
-def cluster(nodes: Sequence[Mapping[str, float]], workers: int | None, gpus_per_worker: float) -> Check:
+def cluster(nodes: Sequence[Mapping[str, float]], wish: Placement) -> Check:
     """Whether Ray can place the network processes and still has a CPU for the other stages.
 
     `nodes` are the resources of the machines that are alive. Ray says nothing of a process that fits no machine, and
@@ -148,9 +151,13 @@ def cluster(nodes: Sequence[Mapping[str, float]], workers: int | None, gpus_per_
     for node in nodes:
         total.update({name: node.get(name, 0) for name in ("CPU", "GPU")})
     size = f"{len(nodes)} machines, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
+    if wish.device == "gpu" and not total["GPU"]:
+        network_pool(nodes, wish)
+        message = f"{size}: no GPU is up; a run waits until an autoscaler starts machines with some"
+        return Check("cluster", "warning", message)
     if total["CPU"] < 1:
         raise InputError(f"{size}: expected at least 1 CPU for reading and writing")
-    network = network_pool(nodes, workers, gpus_per_worker)
+    network = network_pool(nodes, wish)
     pool, needs = network.size, network.resources
     name, need = ("GPU", needs["num_gpus"]) if "num_gpus" in needs else ("CPU", needs["num_cpus"])
     placed = sum(int((node.get(name, 0) + 1e-6) / need) for node in nodes) if need else pool
@@ -172,6 +179,17 @@ def cluster(nodes: Sequence[Mapping[str, float]], workers: int | None, gpus_per_
     return Check("cluster", "ok", f"{size}: {pool} network processes, {left:g} CPUs for the other stages")
 
 
+def _labels(config: CheckConfig, labels: Sequence[Mapping[str, str]]) -> list[Check]:
+    """A warning for each label of a stage that no machine has."""
+    found = []
+    for label in (config.refine_label, config.extract_label):
+        (wanted,) = selected_by(label).get("label_selector", {None: None}).items()
+        if label and wanted not in {pair for machine in labels for pair in machine.items()}:
+            message = f"no machine that is up has the label {label}; a run waits until an autoscaler starts one"
+            found.append(Check("cluster", "warning", message))
+    return found
+
+
 def _dump(config: CheckConfig, digest: str | None, checks: list[Check]) -> Estimate | None:
     """Check what depends on the dump: its listing, frames, an earlier run on the output, and space."""
     form = dump.input_format(config.predictions, config.format)
@@ -179,46 +197,40 @@ def _dump(config: CheckConfig, digest: str | None, checks: list[Check]) -> Estim
     reader = dump.reader(config.predictions, config.images, form, config.image_list, config.image_pattern)
     if output_form == "cityscapes" != form:
         reader = LabelIdReader(reader)
-    listed = reader.list_frames()
+    cutting = Cutting(config.threshold(form), config.patch_size, config.padding, config.parity)
+    ledger = Ledger(config.output)
+    with _finding("earlier run", checks):
+        fingerprint = run.fingerprint(config, form, output_form, cutting, digest or "")
+        ledger.load(fingerprint, restart=True)
+        if digest:
+            checks.append(_earlier_run(config, fingerprint, len(ledger.parts)))
+        if going_on := Lease(config.output).held_by_another():
+            checks.append(Check("earlier run", "warning", going_on))
+    listed = reader.list_frames(ledger.identities)
     if not listed:
         raise InputError(f"{config.predictions}: no frame found, read as {form}")
     if output_form == "cityscapes" != form:
         listed = dump.without_collisions(listed)
     refs = listed[: config.limit]
     checks.append(Check("predictions", "ok", f"{len(refs)} frames, read as {form}"))
-    threshold = config.nms_threshold if config.nms_threshold is not None else NMS_THRESHOLDS[form]
-    cutting = Cutting(threshold, config.patch_size, config.padding, config.parity)
-    done: set[str] = set()
-    with _finding("earlier run", checks):
-        done = _finished(config.output)
-        if digest:
-            checks.append(_earlier_run(config, run.fingerprint(config, form, output_form, cutting, digest), done))
     found, measured = check_frames(config, config.sample, reader, cutting, form, output_form, refs)
     checks += found
-    to_do = estimate(measured, sum(not ref.error and ref.frame_id not in done for ref in refs))
+    todo = refs if config.restart else compare(refs, listed, ledger).todo
+    to_do = estimate(measured, sum(not ref.error for ref in todo))
     if to_do and os.path.isabs(config.output) and os.path.isdir(_existing(config.output)):
         with _finding("space", checks):
             checks.append(_space(config.output, to_do.output_bytes))
     return to_do
 
 
-def _finished(output: str) -> set[str]:
-    """Frame ids that earlier runs on the output have finished."""
-    done: set[str] = set()
-    for receipt in read_receipts(output):
-        if not receipt["error"]:
-            done.add(receipt["frame_id"])
-    return done
-
-
-def _earlier_run(config: CheckConfig, fingerprint: dict[str, Any], done: set[str]) -> Check:
+def _earlier_run(config: CheckConfig, fingerprint: dict[str, Any], done: int) -> Check:
     run = f"{config.output}/_ledger/run.json"
     if not storage.exists(run):
         return Check("earlier run", "ok", "none on this output")
     before = json.loads(storage.read(run))
     differing = sorted(key for key in {*before, *fingerprint} if before.get(key) != fingerprint.get(key))
     if not differing:
-        return Check("earlier run", "ok", f"same settings, {len(done)} frames are done")
+        return Check("earlier run", "ok", f"same settings, {done} frames are done")
     if not done:
         return Check("earlier run", "ok", "other settings, but it finished no frame")
     findings = [f"{run}: {key} = {before.get(key)!r}, not {fingerprint.get(key)!r}" for key in differing]

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.guard import REASONS
 from pipeline.redaction import redacted
@@ -80,15 +81,25 @@ class Summary:
 class Progress:
     """Counts receipts and prints `refine 152/552  12.0 frames/s  quarantined 1  eta 33s`, `refine` being the verb."""
 
-    def __init__(self, total: int, done_before: int, log: Callable[[str], None], verb: str = "refine") -> None:
-        self.total, self.done_before, self.log, self.verb = total, done_before, log, verb
+    def __init__(
+        self,
+        total: int,
+        done_before: int,
+        log: Callable[[str], None],
+        verb: str = "refine",
+        event: Callable[..., None] | None = None,
+    ) -> None:
+        """`event`, where given, is told the numbers instead of a line being made of them."""
+        self.total, self.done_before, self.log, self.verb, self.event = total, done_before, log, verb, event
         self.frames = self.instances = self.refined = self.patches = self.quarantined = 0
         self.reasons: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+        self.arithmetic: set[str] = set()
         self.first: tuple[float, int, int] | None = None
         """When the first block left the network, and its frames and patches; rates are taken from there."""
         self.last = self.logged = self.started = time.time()
-        self.live = sys.stderr.isatty()
+        self.live = event is None and sys.stderr.isatty()
 
     def update(self, receipts: Sequence[Receipt]) -> None:
         """Count the frames of one block; now and then say how far the run is."""
@@ -101,6 +112,9 @@ class Progress:
             self.reasons.update(receipt.reasons)
             self.patches += receipt.patches
             self.seconds.update(receipt.seconds)
+            self.counts.update(receipt.counts)
+            if receipt.arithmetic:
+                self.arithmetic.add(receipt.arithmetic)
         if self.first is None and receipts[0].refined_at:
             self.first = receipts[0].refined_at, self.frames + self.quarantined, self.patches
         finished = self.frames + self.quarantined == self.total
@@ -111,9 +125,13 @@ class Progress:
     def _say(self, finished: bool) -> None:
         count = self.frames + self.quarantined
         rate = self._since_first(count, 1) or count / max(self.last - self.started, 1e-3)
+        eta_s = (self.total - count) / rate
+        if self.event is not None:
+            numbers: dict[str, Any] = {"frames": count, "of": self.total, "set_aside": self.quarantined}
+            self.event("progress", **numbers, frames_per_s=round(rate, 3), eta_s=round(eta_s, 1))
+            return
         line = (
-            f"{self.verb} {count}/{self.total}  {rate:.1f} frames/s  quarantined {self.quarantined}"
-            f"  eta {(self.total - count) / rate:.0f}s"
+            f"{self.verb} {count}/{self.total}  {rate:.1f} frames/s  quarantined {self.quarantined}  eta {eta_s:.0f}s"
         )
         if self.live:
             print(f"\r{line}\033[K", end="\n" if finished else "", file=sys.stderr, flush=True)
@@ -132,9 +150,14 @@ class Progress:
             dict(aside),
             dict(self.seconds),
             wall_s,
-            self._since_first(self.patches, 2),
+            self.patches_per_s,
             dict(self.reasons),
         )
+
+    @property
+    def patches_per_s(self) -> float | None:
+        """As in `Summary`."""
+        return self._since_first(self.patches, 2)
 
     def _since_first(self, count: int, which: int) -> float | None:
         """Rate of `count` from the first block on, which had brought `first[which]`; None within that block."""

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from model.backend import resolve_backend
 from model.bundled import bundled, resolve
 from pipeline import dump, flow, storage
-from pipeline.config import NMS_THRESHOLDS, RefineConfig
+from pipeline.config import RefineConfig
 from pipeline.formats import Reader, Writer
 from pipeline.formats.label_ids import LabelIdReader
 from pipeline.formats.parts import PartError, sweep
@@ -29,6 +29,8 @@ from pipeline.ledger import Ledger
 from pipeline.progress import Progress, Summary
 from pipeline.records import FrameRef, InputError
 from pipeline.redaction import redacted
+from pipeline.run_log import RunLog
+from pipeline.run_record import recorded
 from pipeline.stages import Cutting, Receipt, Work, commit
 
 METHOD = 1
@@ -39,8 +41,17 @@ def run(config: RefineConfig, log: Callable[[str], None] = print) -> Summary:
     """Refine a dump: list it, leave out what is done and has not changed, refine the rest, write the final output.
 
     Raises InputError where nothing can be done at all, or another run is writing the output. Frames with a fault are
-    set aside in `_ledger/quarantine.csv`.
+    set aside in `_ledger/quarantine.csv`; what the run did is kept in `_ledger/runs/`.
     """
+    report = RunLog(config.log_format, log)
+    with report.telling_the_end():
+        summary = _run(config, report)
+    told = {**asdict(summary), "quarantined": len(summary.quarantined), "output": redacted(summary.output)}
+    report.event("finished", **told)
+    return summary
+
+
+def _run(config: RefineConfig, report: RunLog) -> Summary:
     started = time.monotonic()
     config = absolute(config)
     if config.parity:
@@ -56,8 +67,7 @@ def run(config: RefineConfig, log: Callable[[str], None] = print) -> Summary:
     if output_form == "cityscapes" != form:
         reader = LabelIdReader(reader)
     writer = dump.writer(config.output, output_form)
-    threshold = config.nms_threshold if config.nms_threshold is not None else NMS_THRESHOLDS[form]
-    cutting = Cutting(threshold, config.patch_size, config.padding, config.parity)
+    cutting = Cutting(config.threshold(form), config.patch_size, config.padding, config.parity)
     weights = storage.read(config.checkpoint)
     settings = fingerprint(config, form, output_form, cutting, hashlib.sha256(weights).hexdigest())
 
@@ -78,15 +88,23 @@ def run(config: RefineConfig, log: Callable[[str], None] = print) -> Summary:
         _take_back(ledger, writer, listed, [*difference.changed, *gone])
         ledger.withdraw(difference.changed, gone)
         ledger.renew(difference.renewed)
-        ledger.note_run(_facts(lease, len(listed), refs, difference))
-        progress = Progress(total=len(difference.todo), done_before=difference.unchanged, log=log)
-        for receipts in _blocks_of_receipts(config, difference.todo, reader, writer, cutting, weights):
-            lease.check()
-            ledger.record(receipts)
-            progress.update(receipts)
-        ledger.flush()
-        _finish(ledger, writer, refs)
-        if difference.todo or lease.taken_over:
+        todo, place = difference.todo, {}
+        report.run_id = lease.run_id
+        facts = _facts(lease, len(listed), refs, difference)
+        report.event("start", **facts)
+        event = report.event if report.json else None
+        progress = Progress(total=len(todo), done_before=difference.unchanged, log=report.write, event=event)
+        metrics = flow.Metrics(lease.run_id, config.output, len(todo))
+        with recorded(ledger, {**facts, "settings": settings}, progress, place):
+            for receipts in _blocks_of_receipts(config, todo, reader, writer, cutting, weights, place):
+                lease.check()
+                ledger.record(receipts)
+                report.set_aside(receipts)
+                progress.update(receipts)
+                metrics.update(receipts)
+            ledger.flush()
+            _finish(ledger, writer, refs)
+        if todo or lease.taken_over:
             storage.sweep_temporary(config.output)
         summary = progress.summary(config.output, ledger.aside, time.monotonic() - started)
     return replace(
@@ -152,9 +170,18 @@ def _key(refs: Sequence[FrameRef], parts: Mapping[str, str]) -> str:
 
 
 def _blocks_of_receipts(
-    config: RefineConfig, todo: list[FrameRef], reader: Reader, writer: Writer, cutting: Cutting, weights: bytes
+    config: RefineConfig,
+    todo: list[FrameRef],
+    reader: Reader,
+    writer: Writer,
+    cutting: Cutting,
+    weights: bytes,
+    place: dict[str, Any],
 ) -> Iterator[list[Receipt]]:
-    """Refine the frames; those that the listing has found wrong take no worker, and start no cluster."""
+    """Refine the frames; those that the listing has found wrong take no worker, and start no cluster.
+
+    `place` is told where they are refined (`flow.Plan.place`).
+    """
     if rejected := [Work(ref.frame_id, error=ref.error, file_name=ref.file_name) for ref in todo if ref.error]:
         yield commit(rejected, writer)
     sound, size = [ref for ref in todo if not ref.error], config.frames_per_block
@@ -168,12 +195,11 @@ def _blocks_of_receipts(
         flow.Stages(reader, writer, config.images, cutting, config.guard, config.limits),
         partial(flow.load_refiner, config.checkpoint, config.precision, config.batch_size, backend_of(config)),
         [sound[i : i + size] for i in range(0, len(sound), size)],
+        place,
     )
-    for receipts in (
-        flow.run_local(plan)
-        if config.local
-        else flow.run_ray(plan, config.workers, config.gpus_per_worker, config.placement)
-    ):
+    if config.local:
+        place["placement"] = "local"
+    for receipts in flow.run_local(plan) if config.local else flow.run_ray(plan, placement_of(config)):
         # What an earlier run made of a frame before it went wrong is not its output any more.
         writer.withdraw([FrameRef(receipt.frame_id, receipt.file_name) for receipt in receipts if receipt.error], ())
         yield receipts
@@ -192,6 +218,18 @@ def absolute(config: RefineConfig) -> RefineConfig:
         output=storage.absolute(config.output),
         image_list=config.image_list and storage.absolute(config.image_list),
         checkpoint=storage.absolute(checkpoint),
+    )
+
+
+def placement_of(config: RefineConfig) -> flow.Placement:
+    """Where the run wants its stages."""
+    return flow.Placement(
+        config.placement,
+        config.workers,
+        config.gpus_per_worker,
+        config.device,
+        config.refine_label,
+        config.extract_label,
     )
 
 

@@ -68,6 +68,10 @@ class Work:
     file_name: str = ""
     identity: str = ""
     """What its inputs were when it was read."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """What it took: `bytes_read`, `bytes_written`, and `batch_places`, the patches that fit the network's batches."""
+    arithmetic: str = ""
+    """What refined it (`Refiner.arithmetic`)."""
 
     @property
     def patches(self) -> int:
@@ -91,15 +95,29 @@ class Receipt:
     file_name: str = ""
     identity: str = ""
     """What the frame's inputs were (`pipeline.identity`); empty where it was set aside."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """As `Work.counts`; what frames took together is with one of them."""
+    arithmetic: str = ""
 
 
 @contextmanager
 def _timed(work: Work, stage: str) -> Iterator[None]:
-    started = time.perf_counter()
+    started, read = time.perf_counter(), storage.traffic["read"]
     try:
         yield
     finally:
         work.seconds[stage] = work.seconds.get(stage, 0.0) + time.perf_counter() - started
+        _count(work, "bytes_read", storage.traffic["read"] - read)
+
+
+def _count(work: Work, what: str, count: int) -> None:
+    if count:
+        work.counts[what] = work.counts.get(what, 0) + count
+
+
+def _refined_by(work: Work, refiner: Refiner, patches: int) -> None:
+    work.refined_at, work.arithmetic = time.time(), refiner.arithmetic
+    _count(work, "batch_places", -(-patches // refiner.batch_size) * refiner.batch_size)
 
 
 def decode_image(url: str, memory_bytes: int | None = None) -> np.ndarray:
@@ -220,8 +238,9 @@ def refine(works: Sequence[Work], patches: Sequence[np.ndarray], refiner: Refine
     counts = [len(part) for part in patches]
     probabilities = _unpadded(refiner.probabilities(np.concatenate(patches)), padding)
     each = (time.perf_counter() - started) / max(1, sum(counts))
-    for work, count in zip(works, counts):
-        work.seconds["refine"], work.refined_at = each * count, time.time()
+    for work, count, together in zip(works, counts, [sum(counts), *[0] * len(counts)]):
+        work.seconds["refine"] = work.seconds.get("refine", 0.0) + each * count
+        _refined_by(work, refiner, together)
     ends = np.cumsum(counts)
     return [probabilities[end - count : end] for end, count in zip(ends, counts)]
 
@@ -245,7 +264,7 @@ def refine_in_pieces(
                 _settle(frame, instances, boxes, probabilities, guard)
     except Exception as error:  # one frame must never stop the others
         set_aside(work, error)
-    work.refined_at = time.time()
+    _refined_by(work, refiner, work.patches)
 
 
 def _pieces(counts: Sequence[int]) -> Iterator[slice]:
@@ -326,7 +345,7 @@ def commit(works: Sequence[Work], writer: Writer) -> list[Receipt]:
 
     An OSError is the store's and ends the run; whatever else goes wrong sets aside the frame that it goes wrong with.
     """
-    started = time.perf_counter()
+    started, written = time.perf_counter(), storage.traffic["written"]
     good = [work for work in works if work.frame is not None]
     part = ""
     try:
@@ -339,17 +358,16 @@ def commit(works: Sequence[Work], writer: Writer) -> list[Receipt]:
         set_aside(works[0], error)
     for work in good:
         work.seconds["commit"] = (time.perf_counter() - started) / len(good)
+    _count(works[0], "bytes_written", storage.traffic["written"] - written)
     return [_receipt(work, part) for work in works]
 
 
 def _receipt(work: Work, part: str) -> Receipt:
-    if work.frame is None:
-        return Receipt(work.frame_id, work.error, "", 0, 0, 0, work.seconds, work.refined_at, file_name=work.file_name)
-    instances = work.frame.instances
+    instances = work.frame.instances if work.frame else []
     return Receipt(
         work.frame_id,
-        "",
-        part,
+        work.error,
+        part if work.frame else "",
         len(instances),
         sum(instance.status == "refined" for instance in instances),
         work.patches,
@@ -357,7 +375,9 @@ def _receipt(work: Work, part: str) -> Receipt:
         work.refined_at,
         dict(Counter(instance.reason for instance in instances if instance.reason)),
         work.file_name,
-        work.identity,
+        work.identity if work.frame else "",
+        work.counts,
+        work.arithmetic,
     )
 
 

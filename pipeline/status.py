@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import posixpath
 import time
 from array import array
 from collections import Counter
@@ -14,12 +13,11 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from pipeline import dump, storage
+from pipeline import storage
 from pipeline.guard import REASONS
 from pipeline.ledger import read_receipts
 from pipeline.progress import STAGES
 from pipeline.records import InputError
-from pipeline.redaction import HIDDEN
 
 RECENT_SECONDS = 300.0
 """How far back the recent rate looks."""
@@ -42,10 +40,16 @@ class StatusConfig:
 
     output: Annotated[str, tyro.conf.Positional]
     """The output folder of the run; any fsspec URL."""
-    left: bool = False
-    """List the dump again, as the run did, to tell how many frames are left and for how long."""
+    watch: bool = False
+    """Say it again and again until the run ends; on a terminal in the same place, else one line each time."""
+    every: float = 5.0
+    """Seconds from one look to the next."""
     json: bool = False
-    """Print json for programs."""
+    """Print json for programs; while watching, one object a line."""
+
+    def __post_init__(self) -> None:
+        if not self.every > 0:
+            raise InputError(f"every is {self.every}: expected a number of seconds above 0")
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,19 @@ class Status:
     """What became of a dump's frames so far, over all runs on one output."""
 
     output: str
+    run_id: str
+    """The latest run; empty where its output does not tell."""
+    outcome: str
+    """How that run ended: `finished`, `interrupted`, `failed`, or `died` without a word; `running` until then.
+
+    Empty where its output does not tell.
+    """
+    reason: str
+    """Why it failed."""
     done: int
     set_aside: int
     left: int | None
-    """Frames of the dump that are neither; None where it was not listed."""
+    """Frames that the latest run had to do and has not; None where its output does not tell."""
     instances: int
     patches: int
     refined: int
@@ -74,12 +87,21 @@ class Status:
     last_sign_s: float | None
     """Seconds since the ledger was last written or the lease renewed; None where neither is there."""
     alive: bool
-    """Whether that is short enough for a run to be going on."""
+    """Whether a run seems to be going on."""
     eta_s: float | None
     """Seconds until nothing is left, of a run that is alive."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def line(self) -> str:
+        """All that changes while a run goes on."""
+        left = "" if self.left is None else f"  {self.left} left"
+        eta = "" if self.eta_s is None else f"  eta {_duration(self.eta_s)}"
+        rate = _rate(self.recent_frames_per_s or self.frames_per_s)
+        state = self.outcome or self._state()
+        return f"{state}  {self.done} done  {self.set_aside} set aside{left}  {rate} frames/s{eta}"
 
     def __str__(self) -> str:
         left = "" if self.left is None else f", {self.left} left"
@@ -102,12 +124,12 @@ class Status:
         return "\n".join(lines)
 
     def _state(self) -> str:
-        if self.left == 0:
-            return "all frames are done or set aside"
-        if self.last_sign_s is None:
+        sign = "" if self.last_sign_s is None else f", last sign {_duration(self.last_sign_s)} ago"
+        if self.outcome:
+            return f"run {self.run_id} {self.outcome}{sign}" + (f": {self.reason}" if self.reason else "")
+        if not sign:
             return "no frame has come yet"
-        sign = f"last sign {_duration(self.last_sign_s)} ago"
-        return f"seems alive, {sign}" if self.alive else f"no run seems to be going on, {sign}"
+        return f"{'seems alive' if self.alive else 'no run seems to be going on'}{sign}"
 
     def _by_status(self) -> str:
         told = [f"{self.refined} refined"]
@@ -128,82 +150,120 @@ class _Frame(NamedTuple):
     reasons: dict[str, int] | None
 
 
-def read_status(output: str, list_dump: bool = False, now: float | None = None) -> Status:
+def read_status(output: str, now: float | None = None) -> Status:
     """The state of the runs on an output, at the Unix time `now`.
 
-    With `list_dump` the run's predictions are listed again to know what is left. InputError where there is no ledger,
-    or where it is damaged.
+    InputError where there is no ledger, or where it is damaged.
     """
-    output = storage.absolute(output).rstrip("/")
-    now = time.time() if now is None else now
-    root = f"{output}/_ledger"
-    if not storage.exists(f"{root}/run.json"):
-        raise InputError(f"{output}: expected the output of a run, there is no _ledger/run.json")
-    sign = _last_sign(root)
-    frames: dict[str, _Frame] = {}
-    seconds: Counter[str] = Counter()
-    times, worked = array("d"), 0
-    for receipt in read_receipts(output):
+    return StatusReader(output).read(now)
+
+
+class StatusReader:
+    """Reads the state of an output again and again, and of its ledger only what is new."""
+
+    def __init__(self, output: str) -> None:
+        self.output = storage.absolute(output).rstrip("/")
+        self.root = f"{self.output}/_ledger"
+        self._forget()
+
+    def read(self, now: float | None = None) -> Status:
+        """As `read_status`."""
+        now = time.time() if now is None else now
+        if not storage.exists(f"{self.root}/run.json"):
+            raise InputError(f"{self.output}: expected the output of a run, there is no _ledger/run.json")
+        record = self._record()
+        signs = self._take_in_what_is_new(record.get("started")), record.get("started"), record.get("ended")
+        sign = max((moment for moment in signs if moment is not None), default=None)
+        # A run that has ended does not renew its lease; one that ended by itself has said so.
+        age = None if sign is None else max(0.0, now - sign)
+        outcome = record.get("outcome", "")
+        alive = outcome in ("", "running") and age is not None and age < ALIVE_SECONDS
+        if outcome == "running" and not alive:
+            outcome = "died"
+        errors = [(frame_id, frame.error) for frame_id, frame in self._frames.items() if frame.error]
+        reasons: Counter[str] = Counter()
+        for frame in self._frames.values():
+            reasons.update(frame.reasons or {})
+        ordered = sorted(self._times)
+        recent = _frames_per_s([moment for moment in ordered if moment > now - RECENT_SECONDS])
+        overall = _frames_per_s(ordered)
+        left = max(0, record["todo"] - self._came) if "todo" in record else None
+        rate = recent or overall
+        return Status(
+            output=self.output,
+            run_id=record.get("run_id", ""),
+            outcome=outcome,
+            reason=record.get("reason", ""),
+            done=len(self._frames) - len(errors),
+            set_aside=len(errors),
+            left=left,
+            instances=sum(frame.instances for frame in self._frames.values()),
+            patches=sum(frame.patches for frame in self._frames.values()),
+            refined=sum(frame.refined for frame in self._frames.values()),
+            reasons=dict(reasons.most_common()),
+            frames_per_s=overall,
+            recent_frames_per_s=recent,
+            seconds_per_frame={stage: self._seconds[stage] / self._worked for stage in STAGES if self._seconds[stage]},
+            last_errors=errors[: -SHOWN_ERRORS - 1 : -1],
+            last_sign_s=age,
+            alive=alive,
+            eta_s=left / rate if alive and left and rate else None,
+        )
+
+    def _forget(self) -> None:
+        self._frames: dict[str, _Frame] = {}
+        self._seconds: Counter[str] = Counter()
+        self._times, self._worked = array("d"), 0
+        self._came = 0
+        """Frames that the latest run has done or set aside."""
+        self._read: set[str] = set()
+        self._before: tuple[Any, ...] = ()
+
+    def _record(self) -> dict[str, Any]:
+        """What is kept of the latest run."""
+        runs = f"{self.root}/runs"
+        names = storage.find(runs, (".json",)) if storage.is_dir(runs) else []
+        return _object(f"{runs}/{names[-1]}") if names else {}
+
+    def _take_in_what_is_new(self, started: float | None) -> float | None:
+        """Read the segments not read yet; the Unix time of the newest one, by its name, or of the lease's heartbeat."""
+        found = storage.find(self.root, (".jsonl", ".withdrawn.json"))
+        written = {name: int(name.split(".")[0]) / 1e9 for name in found if name.split(".")[0].isdecimal()}
+        segments = [name for name in written if name.endswith(".jsonl")]
+        # What earlier segments say may not hold any more once another run has begun, or has withdrawn frames.
+        before = (started, len(written) - len(segments))
+        if before != self._before or not self._read <= {*segments}:
+            self._forget()
+            self._before = before
+        new = [name for name in segments if name not in self._read]
+        for ours in (False, True):
+            of_run = [name for name in new if (started is not None and written[name] >= started) == ours]
+            for receipt in read_receipts(self.output, of_run):
+                self._take_in(receipt)
+                self._came += ours
+        self._read.update(new)
+        signs = [written[name] for name in segments]
+        if storage.exists(f"{self.root}/lease.json"):
+            heartbeat = _object(f"{self.root}/lease.json").get("heartbeat")
+            if isinstance(heartbeat, int | float):
+                signs.append(float(heartbeat))
+        return max(signs, default=None)
+
+    def _take_in(self, receipt: dict[str, Any]) -> None:
         # Set aside again, a frame belongs behind those that were before.
-        frames.pop(receipt["frame_id"], None)
-        frames[receipt["frame_id"]] = _Frame(
+        self._frames.pop(receipt["frame_id"], None)
+        self._frames[receipt["frame_id"]] = _Frame(
             receipt["error"],
             receipt["instances"],
             receipt["refined"],
             receipt["patches"],
             receipt.get("reasons") or None,
         )
-        seconds.update(receipt["seconds"])
-        worked += bool(receipt["seconds"])
+        self._seconds.update(receipt["seconds"])
+        self._worked += bool(receipt["seconds"])
         # Frames that the listing rejected never came to the network.
         if receipt["refined_at"]:
-            times.append(receipt["refined_at"])
-    left = None
-    if list_dump:
-        listed = _listed(f"{root}/run.json")
-        left = len(listed - frames.keys())
-        frames = {frame_id: frame for frame_id, frame in frames.items() if frame_id in listed}
-    errors = [(frame_id, frame.error) for frame_id, frame in frames.items() if frame.error]
-    reasons: Counter[str] = Counter()
-    for frame in frames.values():
-        reasons.update(frame.reasons or {})
-    ordered = sorted(times)
-    recent = _frames_per_s([moment for moment in ordered if moment > now - RECENT_SECONDS])
-    overall = _frames_per_s(ordered)
-    age = None if sign is None else max(0.0, now - sign)
-    alive = age is not None and age < ALIVE_SECONDS
-    rate = recent or overall
-    return Status(
-        output=output,
-        done=len(frames) - len(errors),
-        set_aside=len(errors),
-        left=left,
-        instances=sum(frame.instances for frame in frames.values()),
-        patches=sum(frame.patches for frame in frames.values()),
-        refined=sum(frame.refined for frame in frames.values()),
-        reasons=dict(reasons.most_common()),
-        frames_per_s=overall,
-        recent_frames_per_s=recent,
-        seconds_per_frame={stage: seconds[stage] / worked for stage in STAGES if seconds[stage]},
-        last_errors=errors[: -SHOWN_ERRORS - 1 : -1],
-        last_sign_s=age,
-        alive=alive,
-        eta_s=left / rate if alive and left and rate else None,
-    )
-
-
-def _last_sign(root: str) -> float | None:
-    """Unix time of the newest segment, by its name, or of the lease's heartbeat."""
-    signs = []
-    for name in storage.find(root, (".jsonl",)):
-        stem = posixpath.splitext(posixpath.basename(name))[0]
-        if stem.isdecimal():
-            signs.append(int(stem) / 1e9)
-    if storage.exists(f"{root}/lease.json"):
-        heartbeat = _object(f"{root}/lease.json").get("heartbeat")
-        if isinstance(heartbeat, int | float):
-            signs.append(float(heartbeat))
-    return max(signs, default=None)
+            self._times.append(receipt["refined_at"])
 
 
 def _frames_per_s(times: list[float]) -> float | None:
@@ -217,24 +277,6 @@ def _frames_per_s(times: list[float]) -> float | None:
         if moment > first:
             span += moment - before
     return came / span if came else None
-
-
-def _listed(run: str) -> set[str]:
-    """The ids of all frames of the dump that a run's settings name."""
-    settings = _object(run)
-    if HIDDEN in f"{settings.get('predictions')}{settings.get('images')}{settings.get('image_list')}":
-        raise InputError(f"{run}: the dump cannot be listed, as what gives access to it is not kept here")
-    try:
-        reader = dump.reader(
-            settings["predictions"],
-            settings["images"],
-            settings["format"],
-            settings["image_list"],
-            settings["image_pattern"],
-        )
-    except KeyError as error:
-        raise InputError(f"{run}: expected the settings of a refinement, {error} is missing") from None
-    return {ref.frame_id for ref in reader.list_frames()}
 
 
 def _object(url: str) -> dict[str, Any]:

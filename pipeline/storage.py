@@ -24,6 +24,9 @@ READ_BYTES = 8 << 20
 UPLOAD_BYTES = 48 << 20
 """Bytes of a file up to which it goes to a store in one request; a longer one goes in pieces of this size or more."""
 
+traffic = {"read": 0, "written": 0}
+"""Bytes of the files that this process has read and written, whole or a range of them; streams are not counted."""
+
 _TAGS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "updated", "modified", "created")
 """What stores call the tag of a file's content, or the time of its last change; a tag tells more, and comes first."""
 
@@ -193,11 +196,13 @@ def read_if_there(url: str, start: int | None = None, end: int | None = None) ->
         return fs.cat_file(path, start=start, end=end)
 
     try:
-        return fetch() if stores.is_local(fs) else asked(url, fetch, reading=True)
+        data = fetch() if stores.is_local(fs) else asked(url, fetch, reading=True)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
     except OSError as error:
         raise _unreadable(url, error) from None
+    traffic["read"] += len(data)
+    return data
 
 
 @contextmanager
@@ -237,6 +242,7 @@ def put(url: str, data: bytes) -> None:
             file.write(data)
     else:
         _written(url, lambda: fs.pipe_file(path, data))
+    traffic["written"] += len(data)
 
 
 def _written(url: str, call: Callable[[], Any], again: bool = True) -> Any:

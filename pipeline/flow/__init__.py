@@ -1,8 +1,19 @@
 """Where the stages run: in this process and its helpers (`run_local`), or on a cluster (`run_ray`)."""
 
 from pipeline.flow.local import run_local
+from pipeline.flow.metrics import Metrics
 from pipeline.flow.on_ray import map_blocks, run_ray
 from pipeline.flow.plan import Plan, Stages, load_refiner
-from pipeline.flow.session import terminated_as_exit
+from pipeline.flow.session import Placement, terminated_as_exit
 
-__all__ = ["Plan", "Stages", "load_refiner", "map_blocks", "run_local", "run_ray", "terminated_as_exit"]
+__all__ = [
+    "Metrics",
+    "Placement",
+    "Plan",
+    "Stages",
+    "load_refiner",
+    "map_blocks",
+    "run_local",
+    "run_ray",
+    "terminated_as_exit",
+]

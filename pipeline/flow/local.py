@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,9 +35,12 @@ def run_local(plan: Plan, helpers: int = 1, network_isolated: bool = False) -> I
         try:
             read_ahead()
             while upcoming:
+                waiting = time.perf_counter()
                 extracted = upcoming.popleft().result()
+                waited = time.perf_counter() - waiting
                 read_ahead()
                 works, patches = [work for work, _ in extracted], [part for _, part in extracted]
+                works[0].seconds["wait"] = waited
                 if refiner is None:
                     works, probabilities = stages.refine_isolated(works, patches, plan.load_refiner)
                 else:

@@ -14,25 +14,24 @@ import logging
 import os
 import pickle
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.flow.local import run_local
 from pipeline.flow.plan import Plan, Stages
-from pipeline.flow.session import Pool, alive_nodes, network_pool, ray_session
+from pipeline.flow.session import Placement, Pool, alive_nodes, network_pool, ray_session, selected_by
 from pipeline.records import InputError
 from pipeline.stages import Receipt
 
 if TYPE_CHECKING:
     from model import Refiner
-
-Placement = Literal["auto", "spread", "fused"]
 
 _BACKLOG_BLOCKS = 4
 """Blocks that may wait in memory for each network process, so that it never waits for one."""
@@ -44,9 +43,7 @@ _SUSPECT = 2
 """Attempts at a batch that ended their process, after which the network refines each of its frames in a child."""
 
 
-def run_ray(
-    plan: Plan, workers: int | None, gpus_per_worker: float, placement: Placement = "auto"
-) -> Iterator[list[Receipt]]:
+def run_ray(plan: Plan, wish: Placement) -> Iterator[list[Receipt]]:
     """The stages on the cluster at RAY_ADDRESS or a new one on this machine; yields the receipts of each block.
 
     `auto` is fused where everything is on one machine without a GPU, and the copies between stages would take time from
@@ -57,42 +54,48 @@ def run_ray(
 
     with ray_session():
         nodes = [node["Resources"] for node in alive_nodes()]
-        pool = network_pool(nodes, workers, gpus_per_worker)
-        if placement == "auto":
-            placement = "fused" if len(nodes) == 1 and "num_gpus" not in pool.resources else "spread"
+        pool = network_pool(nodes, wish)
+        mode = wish.mode
+        if mode == "auto":
+            mode = "fused" if len(nodes) == 1 and "num_gpus" not in pool.resources else "spread"
         context = _data_context()
         # A frame that takes too long is given up by its task, tried again alone, and given up there.
-        context.execution_no_progress_timeout_s = int(max(600, 4 * plan.stages.limits.seconds))
+        # Machines that an autoscaler starts may have to install everything first.
+        patience = 600 if wish.device != "gpu" else 1800
+        context.execution_no_progress_timeout_s = int(max(patience, 4 * plan.stages.limits.seconds))
         with DataContext.current(context), _one_line_for_faults():
-            rows = _fused(plan, pool, context) if placement == "fused" else _spread(plan, pool, context)
+            plan.place.update(placement=mode, machines=len(nodes), pool=asdict(pool))
+            rows = (_fused if mode == "fused" else _spread)(plan, wish, pool, context)
             for batch in rows.iter_batches(batch_size=None, prefetch_batches=0):
                 for receipts in batch["receipts"]:
                     yield pickle.loads(receipts)
+            plan.place["ray_data_stats"] = rows.stats()
 
 
-def _spread(plan: Plan, pool: Pool, context: Any) -> Any:
+def _spread(plan: Plan, wish: Placement, pool: Pool, context: Any) -> Any:
     import ray
     from ray.data import ActorPoolStrategy, ExecutionResources
 
     # Without a limit everything is cut long before the network gets to it, and waits in memory.
-    attempts = _count_attempts()
+    attempts, at = _count_attempts(), selected_by(wish.extract_label)
     backlog = _BACKLOG_BLOCKS * pool.size * len(plan.blocks[0]) * plan.stages.cutting.frame_bytes
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=backlog)
     return (
         ray.data.read_datasource(_blocks_source(plan.blocks))
-        .map(partial(_extract_row, stages=plan.stages, attempts=attempts))
+        .map(partial(_extract_row, stages=plan.stages, attempts=attempts), **at)
         .map_batches(
             _RefineActor,
             fn_constructor_args=(plan.stages, plan.load_refiner, pool.threads, attempts),
             batch_size=len(plan.blocks[0]),
             compute=ActorPoolStrategy(min_size=1, max_size=pool.size),
             **pool.resources,
+            **selected_by(wish.refine_label),
         )
-        .map_batches(partial(_write_batch, stages=plan.stages, attempts=attempts), batch_size=None)
+        .map_batches(partial(_write_batch, stages=plan.stages, attempts=attempts), batch_size=None, **at)
     )
 
 
-def _fused(plan: Plan, pool: Pool, context: Any) -> Any:
+def _fused(plan: Plan, wish: Placement, pool: Pool, context: Any) -> Any:
     import ray
     from ray.data import ActorPoolStrategy
 
@@ -105,6 +108,7 @@ def _fused(plan: Plan, pool: Pool, context: Any) -> Any:
         batch_size=at_once,
         compute=ActorPoolStrategy(min_size=1, max_size=pool.size),
         **pool.resources,
+        **selected_by(wish.refine_label),
     )
 
 
@@ -254,11 +258,13 @@ class _RefineActor:
     def __init__(self, stages: Stages, load: Callable[[], Refiner], threads: int, attempts: Any) -> None:
         self.stages, self.load, self.attempts = stages, load, attempts
         self.network = _Network(load, threads)
+        self.idle_since = time.perf_counter()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         works = [pickle.loads(work) for work in batch["work"]]
         # One column of ragged tensors arrives as one array where all rows happen to have the same shape.
         patches = list(batch["patches"])
+        works[0].seconds["wait"] = time.perf_counter() - self.idle_since
         with _attempt(self.attempts, "refine", works[0].frame_id) as earlier:
             if earlier >= _SUSPECT:
                 works, parts = self.stages.refine_isolated(works, patches, self.load)
@@ -267,6 +273,7 @@ class _RefineActor:
         probabilities = np.empty(len(parts), object)
         for i, part in enumerate(parts):
             probabilities[i] = part
+        self.idle_since = time.perf_counter()
         return {"work": np.array([pickle.dumps(work) for work in works], object), "probabilities": probabilities}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,8 @@ class Plan:
     stages: Stages
     load_refiner: Callable[[], Refiner]
     blocks: list[list[FrameRef]]
+    place: dict[str, Any] = field(default_factory=dict)
+    """Where it runs, told by what runs it: `placement`, number of `machines`, `pool`, `ray_data_stats`."""
 
 
 @lru_cache(maxsize=1)

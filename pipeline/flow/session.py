@@ -9,7 +9,32 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from pipeline.records import InputError
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a run wants its stages."""
+
+    mode: Literal["auto", "spread", "fused"] = "auto"
+    """Reading and writing as tasks anywhere, or in helper processes beside the network."""
+    workers: int | None = None
+    gpus_per_worker: float = 1.0
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    refine_label: str | None = None
+    extract_label: str | None = None
+
+
+def selected_by(label: str | None) -> dict[str, Any]:
+    """The options by which Ray keeps a stage to machines with a label, given as `key=value`."""
+    if label is None:
+        return {}
+    key, _, value = label.partition("=")
+    if not key or not value:
+        raise InputError(f"label is {label!r}: expected one of machines, such as bpr-role=extract")
+    return {"label_selector": {key: value}}
 
 
 @dataclass(frozen=True)
@@ -24,17 +49,20 @@ class Pool:
     """CPU threads each computes with."""
 
 
-def network_pool(nodes: Sequence[Mapping[str, float]], workers: int | None, gpus_per_worker: float) -> Pool:
+def network_pool(nodes: Sequence[Mapping[str, float]], wish: Placement) -> Pool:
     """How the network is spread over the machines that are alive, `nodes` being the resources of each.
 
     With GPUs a process reserves no CPU: Ray would set one aside for each, and starve the reading tasks without a word.
     Without, `workers` (one per machine unless given) processes take shares of the CPUs that leave each of them a place,
-    use all threads of their share, and leave a quarter of it (at least one) to the other stages.
+    use all threads of their share, and leave a quarter of it (at least one) to the other stages. InputError where GPUs
+    are to come later and nobody says how many.
     """
-    gpus = sum(node.get("GPU", 0) for node in nodes)
-    if gpus:
-        size = workers or max(1, int(gpus / gpus_per_worker))
-        return Pool(size, {"num_gpus": gpus_per_worker, "num_cpus": 0}, 1)
+    gpus, workers = sum(node.get("GPU", 0) for node in nodes), wish.workers
+    if wish.device == "gpu" and not gpus and workers is None:
+        raise InputError("device is gpu and no machine with one is up: expected --workers to say how many may come")
+    if wish.device == "gpu" or (gpus and wish.device == "auto"):
+        size = workers or max(1, int(gpus / wish.gpus_per_worker))
+        return Pool(size, {"num_gpus": wish.gpus_per_worker, "num_cpus": 0}, 1)
     cpus = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1] or [1]
     size = workers or len(cpus)
     share = next((s for s in range(max(cpus), 1, -1) if sum(count // s for count in cpus) >= size), 1)

@@ -157,6 +157,7 @@ class Bench:
             f"--frames-per-block={FRAMES_PER_BLOCK}",
             # A network with random weights changes every mask, and the guard would refuse them all.
             "--guard.no-enabled",
+            "--nms-threshold=0.25",
             *listing,
             *flags,
         ]

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.ledger import read_receipts
 from tests.dumps import tree
 from tests.faults import processes
-from tests.faults.bench import COMMITTED, Bench, Job, Switches
+from tests.faults.bench import COMMITTED, PATIENCE_S, Bench, Job, Switches
 
 LINGER_S = 30.0
 """How long the daemons of a killed job may take to notice and end."""
@@ -145,7 +145,7 @@ class Trial:
         """Run until the job ends well; returns what it said the last time."""
         for attempt in range(attempts):
             job = self.start()
-            status, said = job.wait(), job.said()
+            status, said = job.wait(PATIENCE_S + self.bench.frames), job.said()
             if status == 0 and ", 0 set aside" in said:
                 return said
             assert attempt + 1 < attempts, f"run {self.runs} ended with {status}:\n{said}"

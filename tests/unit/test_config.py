@@ -63,4 +63,12 @@ def test_help_describes_every_setting(capsys):
     assert left.value.code == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "The coarse masks: a Cityscapes folder, a COCO results json, or Parquet" in shown
-    assert "0.55 for Cityscapes" in shown
+    assert "by default as `quality` says" in shown
+
+
+def test_quality_decides_the_threshold_unless_one_is_given():
+    places = {"predictions": "p", "images": "i", "output": "o"}
+    found = [RefineConfig(**places, quality=quality).threshold("coco") for quality in ("fast", "default", "best")]
+    assert found == sorted(found)
+    assert RefineConfig(**places).threshold("cityscapes") == 0.55
+    assert RefineConfig(**places, quality="best", nms_threshold=0.4).threshold("coco") == 0.4

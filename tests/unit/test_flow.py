@@ -7,7 +7,7 @@ import pytest
 from model.checkpoint import CheckpointError
 from pipeline import flow
 from pipeline.config import RefineConfig
-from pipeline.flow.session import Pool, network_pool
+from pipeline.flow.session import Placement, Pool, network_pool, selected_by
 from pipeline.guard import GuardConfig
 from pipeline.records import InputError
 from pipeline.run import run as refine_dump
@@ -219,4 +219,22 @@ def test_a_dump_without_frames_is_an_error_that_names_it(tmp_path, checkpoint_pa
     ],
 )
 def test_network_processes_fit_the_machines_and_leave_cpus_for_the_other_stages(nodes, workers, expected):
-    assert network_pool(nodes, workers, 1.0) == expected
+    assert network_pool(nodes, Placement(workers=workers)) == expected
+
+
+def test_gpus_that_an_autoscaler_will_start_are_waited_for_in_a_known_number():
+    nothing_up = [{"CPU": 1.0}]
+    assert network_pool(nothing_up, Placement(device="gpu", workers=4)) == Pool(4, {"num_gpus": 1.0, "num_cpus": 0}, 1)
+    with pytest.raises(InputError, match="expected --workers to say how many may come"):
+        network_pool(nothing_up, Placement(device="gpu"))
+
+
+def test_the_network_stays_on_cpus_where_it_is_told_to():
+    assert "num_gpus" not in network_pool([{"CPU": 16.0, "GPU": 2.0}], Placement(device="cpu")).resources
+
+
+def test_a_label_is_a_key_and_a_value():
+    assert selected_by("bpr-role=extract") == {"label_selector": {"bpr-role": "extract"}}
+    assert selected_by(None) == {}
+    with pytest.raises(InputError, match="label is 'extract': expected one of machines"):
+        selected_by("extract")

@@ -24,6 +24,9 @@ FORMS = ("cityscapes", "coco", "parquet")
 class Blur:
     """In the network's place, a thousand times faster: the coarse mask with soft edges."""
 
+    batch_size = 4
+    arithmetic = "none"
+
     def probabilities(self, patches):
         masks = patches[..., 3] * np.uint16(65535)
         return np.array([cv2.blur(mask, (5, 5)) for mask in masks], np.uint16).reshape(masks.shape)
@@ -275,7 +278,8 @@ def test_parts_that_no_frame_is_in_any_more_are_swept(tmp_path, dump, checkpoint
 
 def test_the_latest_run_is_described_beside_the_ledger(tmp_path, dump, checkpoint_path, refined):
     _run(_config(dump, "parquet", tmp_path / "out", checkpoint_path, limit=2))
-    facts = json.loads((tmp_path / "out" / "_ledger" / "latest.json").read_text())
+    (record,) = (tmp_path / "out" / "_ledger" / "runs").iterdir()
+    facts = json.loads(record.read_text())
     assert (facts["frames_in_dump"], facts["frames"], facts["new"], facts["todo"]) == (7, 2, 2, 2)
     assert facts["started"] > 1e9
     assert not (tmp_path / "out" / "_ledger" / "lease.json").exists()

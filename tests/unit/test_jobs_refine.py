@@ -22,6 +22,9 @@ OUTPUTS = {"cityscapes": "", "coco": "refined.json", "parquet": "part-00000.parq
 class Blur:
     """In the network's place, a thousand times faster: the coarse mask with soft edges."""
 
+    batch_size = 4
+    arithmetic = "none"
+
     def probabilities(self, patches):
         masks = patches[..., 3] * np.uint16(65535)
         return np.array([cv2.blur(mask, (5, 5)) for mask in masks], np.uint16).reshape(masks.shape)

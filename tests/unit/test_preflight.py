@@ -1,6 +1,7 @@
 import json
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import cv2
@@ -10,7 +11,9 @@ import pytest
 
 from jobs import check as job
 from pipeline import preflight, preflight_frames
+from pipeline.flow.session import Placement
 from pipeline.formats.cityscapes import CityscapesReader
+from pipeline.lease import Lease
 from pipeline.preflight import CheckConfig, check, cluster
 from pipeline.records import InputError
 from pipeline.run import run as refine_dump
@@ -52,7 +55,7 @@ def test_a_sound_dump_passes_every_check_and_nothing_is_changed(tmp_path, config
     assert not report.failed
     assert {found.level for found in report.checks} == {"ok"}
     assert [found.name for found in report.checks] == [
-        "checkpoint", "output", "predictions", "earlier run", *KINDS, "space"
+        "checkpoint", "output", "earlier run", "predictions", *KINDS, "space"
     ]  # fmt: skip
     assert _files(tmp_path) == before
 
@@ -250,11 +253,25 @@ def test_every_setting_in_which_an_earlier_run_differs_is_named(config, tmp_path
 
 def test_a_damaged_ledger_is_found(config, tmp_path):
     refine_dump(config(local=True), log=lambda _: None)
-    segment = next((tmp_path / "out" / "_ledger").glob("*.jsonl"))
-    segment.write_bytes(segment.read_bytes()[:-20])
+    run = tmp_path / "out" / "_ledger" / "run.json"
+    run.write_bytes(run.read_bytes()[:-20])
     found = _errors(check(config()))
     assert set(found) == {"earlier run"}
-    assert segment.name in found["earlier run"].message
+    assert str(run) in found["earlier run"].message
+
+
+def test_frames_that_have_changed_since_they_were_refined_count_as_work_to_do(config, dump):
+    refine_dump(config(local=True), log=lambda _: None)
+    assert check(config()).estimate.frames == 0
+    image = dump.root / "images" / "frame_001.png"
+    image.write_bytes(image.read_bytes() + b"\0")
+    assert check(config()).estimate.frames == 1
+
+
+def test_a_run_that_is_going_on_is_told(config, tmp_path):
+    with Lease(str(tmp_path / "out")):
+        found = [found for found in check(config()).checks if found.level == "warning"]
+    assert ["is writing this output" in found.message for found in found] == [True]
 
 
 def test_too_little_space_is_found(config, monkeypatch):
@@ -275,7 +292,7 @@ def test_too_little_space_is_found(config, monkeypatch):
     ],
 )
 def test_a_cluster_on_which_the_run_can_work(nodes, workers, gpus_per_worker, level, message):
-    found = cluster(nodes, workers, gpus_per_worker)
+    found = cluster(nodes, Placement(workers=workers, gpus_per_worker=gpus_per_worker))
     assert found.level == level
     assert message in found.message
 
@@ -294,14 +311,14 @@ def test_a_cluster_on_which_the_run_can_work(nodes, workers, gpus_per_worker, le
 )
 def test_a_cluster_on_which_the_run_would_wait_without_a_word_is_an_error(nodes, workers, gpus_per_worker, message):
     with pytest.raises(InputError, match=message):
-        cluster(nodes, workers, gpus_per_worker)
+        cluster(nodes, Placement(workers=workers, gpus_per_worker=gpus_per_worker))
 
 
 def test_a_cluster_is_looked_at_where_ray_address_names_one_or_on_demand(config, monkeypatch):
-    from contextlib import nullcontext
-
     monkeypatch.setattr(preflight, "ray_session", nullcontext)
-    monkeypatch.setattr(preflight, "alive_nodes", lambda: [{"Resources": {"CPU": 16.0, "GPU": 1.0}}])
+    monkeypatch.setattr(
+        preflight, "alive_nodes", lambda: [{"Resources": {"CPU": 16.0, "GPU": 1.0}, "Labels": {"bpr-role": "refine"}}]
+    )
     looked = [
         [found.message for found in check(config(sample=1, **settings)).checks if found.name == "cluster"]
         for settings in ({}, {"cluster": True}, {"cluster": True, "local": True})
@@ -372,3 +389,19 @@ def test_paths_in_a_store_that_does_not_exist_are_one_finding(run, nightly):
     status, out, error = run(nightly, "--images", "nosuchstore://bucket")
     assert (status, error) == (1, "")
     assert "error    settings     nosuchstore://bucket: Protocol not known" in out
+
+
+def test_a_label_that_no_machine_has_is_told(config, monkeypatch):
+    monkeypatch.setattr(preflight, "ray_session", nullcontext)
+    machine = {"Resources": {"CPU": 16.0, "GPU": 1.0}, "Labels": {"bpr-role": "refine"}}
+    monkeypatch.setattr(preflight, "alive_nodes", lambda: [machine])
+    settings = config(cluster=True, refine_label="bpr-role=refine", extract_label="bpr-role=extract")
+    (found,) = (found for found in check(settings).checks if found.level == "warning")
+    assert "no machine that is up has the label bpr-role=extract" in found.message
+
+
+def test_gpus_that_are_to_come_are_a_warning_and_their_number_must_be_known():
+    found = cluster([], Placement(device="gpu", workers=4))
+    assert (found.level, "no GPU is up" in found.message) == ("warning", True)
+    with pytest.raises(InputError, match="expected --workers"):
+        cluster([], Placement(device="gpu"))

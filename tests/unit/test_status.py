@@ -9,7 +9,7 @@ from pipeline.ledger import Ledger
 from pipeline.records import InputError
 from pipeline.run import run as refine_dump
 from pipeline.stages import Receipt
-from pipeline.status import read_status
+from pipeline.status import StatusReader, read_status
 from tests.dumps import make_dump
 
 NOW = 1_800_000_000.0
@@ -101,23 +101,70 @@ def test_a_run_without_a_frame_yet_says_so(tmp_path):
     assert "no frame has come yet" in str(status)
 
 
-def test_what_is_left_and_for_how_long_is_known_once_the_dump_is_listed(tmp_path):
-    dump = make_dump(tmp_path / "dump", frames=6)
-    run = {
-        "predictions": f"{dump.root}/cityscapes",
-        "images": f"{dump.root}/images",
-        "format": "cityscapes",
-        "image_list": None,
-        "image_pattern": None,
-    }
-    storage.put(f"{tmp_path}/out/_ledger/run.json", json.dumps(run).encode())
-    _segment(
-        tmp_path / "out", [_receipt("frame_000", NOW - 10), _receipt("frame_001", NOW), _receipt("gone", error="x")]
+def _record(output, **facts):
+    """The record of a run of 6 frames that began 60 s ago, as the run has written it."""
+    known = {"run_id": "abc", "started": NOW - 60, "todo": 6, "outcome": "running", **facts}
+    storage.put(f"{output}/_ledger/runs/{known['started']:.0f}-abc.json", json.dumps(known).encode())
+
+
+def test_what_is_left_and_for_how_long_is_known_by_the_record_of_the_run(tmp_path):
+    _segment(tmp_path, [_receipt("old", NOW - 90), _receipt("again", error="broken")], NOW - 90)
+    _record(tmp_path)
+    _segment(tmp_path, [_receipt("a", NOW - 10), _receipt("again", NOW), _receipt("b", error="broken")])
+    status = read_status(str(tmp_path), now=NOW)
+    assert (status.done, status.set_aside, status.left, status.outcome) == (3, 1, 3, "running")
+    assert status.eta_s == pytest.approx(3 / status.recent_frames_per_s)
+    assert str(status).startswith(
+        "state        run abc running, last sign 0 s ago\nframes       3 done, 1 set aside, 3 left"
     )
-    status = read_status(str(tmp_path / "out"), list_dump=True, now=NOW)
-    assert (status.done, status.set_aside, status.left) == (2, 0, 4)
-    assert status.eta_s == pytest.approx(4 / status.recent_frames_per_s)
-    assert read_status(str(tmp_path / "out"), list_dump=True, now=NOW + 999).eta_s is None
+    assert "running  3 done  1 set aside  3 left" in status.line
+
+
+def test_a_run_without_a_sign_for_long_has_died(tmp_path):
+    _record(tmp_path)
+    _segment(tmp_path, [_receipt("a")])
+    status = read_status(str(tmp_path), now=NOW + 999)
+    assert (status.outcome, status.alive, status.left, status.eta_s) == ("died", False, 5, None)
+
+
+def test_a_run_that_failed_says_why(tmp_path):
+    _segment(tmp_path, [_receipt("a")])
+    _record(tmp_path, outcome="failed", reason="disk full", ended=NOW + 50)
+    status = read_status(str(tmp_path), now=NOW + 60)
+    assert (status.outcome, status.reason, status.alive, status.last_sign_s) == ("failed", "disk full", False, 10)
+    assert "run abc failed, last sign 10 s ago: disk full" in str(status)
+
+
+def test_of_several_runs_the_latest_is_told(tmp_path):
+    _segment(tmp_path, [_receipt("a")])
+    _record(tmp_path, started=NOW - 500, outcome="interrupted", todo=50)
+    _record(tmp_path, outcome="finished", todo=1)
+    status = read_status(str(tmp_path), now=NOW)
+    assert (status.outcome, status.left) == ("finished", 0)
+
+
+def test_a_reader_reads_each_segment_once(tmp_path, monkeypatch):
+    _record(tmp_path)
+    _segment(tmp_path, [_receipt("a"), _receipt("b", error="broken")], NOW - 9)
+    reader, read, original = StatusReader(str(tmp_path)), [], storage.read
+    assert reader.read(NOW).left == 4
+    monkeypatch.setattr(storage, "read", lambda url, *range: read.append(url) or original(url, *range))
+    _segment(tmp_path, [_receipt("b"), _receipt("c")], NOW - 3)
+    read.clear()
+    status = reader.read(NOW)
+    assert len([url for url in read if url.endswith(".jsonl")]) == 1
+    assert status == read_status(str(tmp_path), now=NOW)
+    assert (status.done, status.set_aside, status.patches) == (3, 0, 30)
+
+
+def test_a_reader_forgets_frames_that_another_run_has_withdrawn(tmp_path):
+    _record(tmp_path)
+    _segment(tmp_path, [_receipt("a"), _receipt("b")], NOW - 9)
+    reader = StatusReader(str(tmp_path))
+    assert reader.read(NOW).done == 2
+    name = f"{int((NOW - 5) * 1e9):020d}.withdrawn.json"
+    storage.put(f"{tmp_path}/_ledger/{name}", json.dumps({"changed": ["a"], "removed": []}).encode())
+    assert reader.read(NOW).done == 1
 
 
 def test_an_interrupted_and_a_finished_run_are_told_as_they_are(tmp_path, checkpoint_path, monkeypatch):
@@ -133,15 +180,15 @@ def test_an_interrupted_and_a_finished_run_are_told_as_they_are(tmp_path, checkp
     monkeypatch.setattr(flow, "run_local", interrupted)
     with pytest.raises(KeyboardInterrupt):
         refine_dump(config, log=lambda _: None)
-    status = read_status(str(tmp_path / "out"), list_dump=True)
-    assert (status.done, status.set_aside, status.left, status.alive) == (2, 1, 1, True)
+    status = read_status(str(tmp_path / "out"))
+    assert (status.done, status.set_aside, status.left, status.outcome) == (2, 1, 1, "interrupted")
     assert "frame_000.png" in status.last_errors[0][1]
     monkeypatch.setattr(flow, "run_local", original)
     summary = refine_dump(config, log=lambda _: None)
-    status = read_status(str(tmp_path / "out"), list_dump=True)
+    status = read_status(str(tmp_path / "out"))
     assert (status.done, status.set_aside, status.left) == (summary.frames + summary.done_before, 1, 0)
     assert set(status.seconds_per_frame) == {"extract", "refine", "assemble", "commit"}
-    assert str(status).startswith("state        all frames are done or set aside\n")
+    assert status.outcome == "finished"
 
 
 def test_an_output_in_a_store_is_read_as_a_folder_is():
@@ -151,18 +198,12 @@ def test_an_output_in_a_store_is_read_as_a_folder_is():
     assert (status.done, status.set_aside, status.last_sign_s) == (1, 1, pytest.approx(3))
 
 
-@pytest.mark.parametrize("name", ["run.json", "lease.json"])
+@pytest.mark.parametrize("name", ["lease.json", "runs/1.json"])
 def test_a_damaged_file_of_the_ledger_is_named(tmp_path, name):
     _segment(tmp_path, [_receipt("a")])
-    (tmp_path / "_ledger" / name).write_text("[")
+    storage.put(f"{tmp_path}/_ledger/{name}", b"[")
     with pytest.raises(InputError, match=rf"_ledger/{name}: expected json as a run writes it"):
-        read_status(str(tmp_path), list_dump=True, now=NOW)
-
-
-def test_listing_the_dump_of_another_job_is_refused(tmp_path):
-    _segment(tmp_path, [_receipt("a")])
-    with pytest.raises(InputError, match=r"run\.json: expected the settings of a refinement, 'predictions' is missing"):
-        read_status(str(tmp_path), list_dump=True, now=NOW)
+        read_status(str(tmp_path), now=NOW)
 
 
 @pytest.fixture
@@ -192,11 +233,74 @@ def test_a_folder_without_a_ledger_is_one_error_line(run, tmp_path):
     assert error == f"error: {tmp_path}: expected the output of a run, there is no _ledger/run.json\n"
 
 
-def test_a_damaged_segment_is_one_error_line_that_names_it(run, tmp_path):
-    _segment(tmp_path, [_receipt("a")])
+def test_a_line_that_a_power_loss_has_torn_is_a_frame_less(run, tmp_path):
+    _segment(tmp_path, [_receipt("a"), _receipt("b")])
     (segment,) = (tmp_path / "_ledger").glob("*.jsonl")
-    segment.write_text("{")
+    segment.write_text(segment.read_text()[:-9])
     status, out, error = run(tmp_path)
-    assert (status, out) == (1, "")
-    assert error.startswith(f"error: {segment}: ")
-    assert error.count("\n") == 1
+    assert (status, error) == (0, "")
+    assert "frames       1 done, 0 set aside\n" in out
+
+
+def _times_pass(monkeypatch, *events):
+    """What happens while the job waits for its next look, one after the other."""
+    coming = iter(events)
+    monkeypatch.setattr(job.time, "sleep", lambda seconds: next(coming)())
+
+
+@pytest.fixture
+def going_on(tmp_path, monkeypatch):
+    """A run of two frames that does one a look, and then ends as told."""
+    monkeypatch.setattr("pipeline.status.time.time", lambda: NOW)
+
+    def end(outcome):
+        _record(tmp_path, todo=2)
+        _times_pass(
+            monkeypatch,
+            lambda: _segment(tmp_path, [_receipt("a", NOW - 10)], NOW - 10),
+            lambda: _segment(tmp_path, [_receipt("b", NOW)], NOW),
+            lambda: _record(tmp_path, todo=2, outcome=outcome),
+        )
+
+    storage.put(f"{tmp_path}/_ledger/run.json", b"{}")
+    return end
+
+
+def test_watching_ends_with_the_run(run, tmp_path, going_on):
+    going_on("finished")
+    status, out, _ = run(tmp_path, "--watch")
+    lines = out.splitlines()
+    assert status == 0
+    assert [line.split("  ", 1)[1] for line in lines[:3]] == [
+        "running  0 done  0 set aside  2 left  none frames/s",
+        "running  1 done  0 set aside  1 left  none frames/s",
+        "running  2 done  0 set aside  0 left  0.10 frames/s",
+    ]
+    assert lines[3] == "state        run abc finished, last sign 0 s ago"
+
+
+def test_watching_a_run_that_fails_is_told_by_the_exit_status(run, tmp_path, going_on):
+    going_on("failed")
+    assert run(tmp_path, "--watch")[0] == 1
+
+
+def test_programs_watch_one_object_a_line(run, tmp_path, going_on):
+    going_on("finished")
+    _, out, _ = run(tmp_path, "--watch", "--json")
+    told = [json.loads(line) for line in out.splitlines()]
+    assert [(look["outcome"], look["left"]) for look in told] == [
+        ("running", 2),
+        ("running", 1),
+        ("running", 0),
+        ("finished", 0),
+    ]
+
+
+def test_on_a_terminal_every_look_is_painted_over_the_one_before(run, tmp_path, going_on, monkeypatch):
+    going_on("finished")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _, out, _ = run(tmp_path, "--watch")
+    looks = out.split("\033[")
+    # Back to the first of the lines painted before, then away with them.
+    assert [look for look in looks if look.endswith("F")] == ["5F", "6F", "6F"]
+    assert out.count("state        run abc running") == 3

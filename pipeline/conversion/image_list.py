@@ -1,0 +1,78 @@
+"""Which id an image has, and which category a model's label means: told by a COCO json, or left as they are."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline import storage
+from pipeline.records import InputError
+
+LONGEST_NUMBER = 100
+"""Digits of a file name that may be a number."""
+
+
+def stem(path: str) -> str:
+    """A file's name without folders and extension."""
+    return posixpath.splitext(posixpath.basename(path.replace("\\", "/")))[0]
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """The images and categories of a COCO json; without one, names and labels stay what they are."""
+
+    url: str = ""
+    ids: Mapping[str, int | str] = field(default_factory=dict)
+    """By file name without folders and extension."""
+    numbers: Mapping[int, int | str] = field(default_factory=dict)
+    """The ids of images whose names are numbers, by these; of several with the same number none."""
+    categories: Sequence[int] = ()
+    """In the order of the file; empty where it has none."""
+
+    def image_id(self, place: str, name: Any) -> Any:
+        """The id of the image whose file name is `name`, without its extension; a number may have lost leading zeros.
+
+        InputError names `place` where the list does not have the image.
+        """
+        if not self.url:
+            return name
+        if name in self.ids:
+            return self.ids[str(name)]
+        if name in self.numbers:
+            return self.numbers[int(name)]
+        raise InputError(f"{place}: image {name!r}, expected one that {self.url} lists")
+
+    def category(self, place: str, label: Any, ordered: bool = False) -> Any:
+        """The category of a model's label, counted from 0 in the order of the file, or of the ids where `ordered`."""
+        if not self.categories or type(label) is not int:
+            return label
+        if not 0 <= label < len(self.categories):
+            known = f"0 to {len(self.categories) - 1} for the categories of {self.url}"
+            raise InputError(f"{place}: label {label}, expected {known}")
+        return (sorted(self.categories) if ordered else self.categories)[label]
+
+
+def read_image_list(url: str) -> ImageList:
+    """The images and categories of a COCO json, annotations or not. InputError where it is none."""
+    try:
+        content = json.loads(storage.read(url))
+        ids = [(stem(image["file_name"]), image["id"]) for image in content["images"]]
+        categories = [category["id"] for category in content.get("categories") or ()]
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{url}: expected json: {error}") from None
+    except (KeyError, TypeError, AttributeError):
+        expected = '{"images": [{"id", "file_name"}, ...], "categories": [{"id"}, ...]}'
+        raise InputError(f"{url}: expected {expected}, the categories may be left out") from None
+    names = dict(ids)
+    if len(names) != len(ids):
+        raise InputError(f"{url}: expected images whose file names differ without folders and extension")
+    if not all(type(one) is int for one in categories):
+        raise InputError(f"{url}: expected whole numbers as ids of categories")
+    numbered = [(int(name), image_id) for name, image_id in ids if name.isdecimal() and len(name) <= LONGEST_NUMBER]
+    times = Counter(number for number, _ in numbered)
+    numbers = {number: image_id for number, image_id in numbered if times[number] == 1}
+    return ImageList(url, names, numbers, categories)

@@ -1,0 +1,220 @@
+"""What refinement gains for how many patches: every setting tried on the same coarse masks, and the Pareto front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from model import Refiner, checkpoint
+from pipeline.grading import WORSE_BY, Sample, scores
+from pipeline.guard import GuardConfig, passed_over
+from pipeline.patches import crop
+from pipeline.proposals import PATCH_PX, TieOrder, boundary_strength, longest_stride, propose, row_major
+from pipeline.records import Frame, Instance, cut_to_box
+from pipeline.stages import Work, assemble
+
+Network = Callable[[np.ndarray, float], np.ndarray]
+"""Probabilities (N, P, P) uint16, 65535 = 1, of patches (N, P, P, 4) uint8 by a network whose input has a share (the
+second argument) of its usual side."""
+
+WEIGHTS = {"mask_head": 3.0}
+"""How much masks of one kind of failure count in means, others counting 1: mask heads are what most users have."""
+
+
+FIRST_PASS_ZOOM = 0.5
+"""Side of the network's input in a cheap first pass, as a share of the usual one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One way to spend patches on an instance."""
+
+    name: str
+    nms_threshold: float = 0.25
+    tie_order: TieOrder = longest_stride
+    patch_px: int = PATCH_PX
+    thinned: bool = False
+    """Keep only the boxes that a greedy cover of the boundary needs (`thin`)."""
+    zoom: float = 1.0
+    """Side of the network's input as a share of the usual one."""
+    confirm: float | None = None
+    """Refine only patches of which a cheap first pass changes at least this share of the pixels."""
+    flip: bool = False
+    iterations: int = 1
+
+
+SETTINGS = (
+    *(Setting(name=f"nms {t}", nms_threshold=t) for t in (0.05, 0.15, 0.25, 0.35, 0.55)),
+    *(Setting(name=f"row-major {t}", nms_threshold=t, tie_order=row_major) for t in (0.25, 0.55)),
+    Setting(name="cover", nms_threshold=0.55, thinned=True),
+    *(Setting(name=f"patch {px}", patch_px=px) for px in (48, 80)),
+    *(Setting(name=f"input x{zoom}", zoom=zoom) for zoom in (0.5, 0.75)),
+    *(Setting(name=f"confirm {c:.0%}", confirm=c) for c in (0.01, 0.02)),
+    Setting(name="flip", flip=True),
+    Setting(name="twice", iterations=2),
+)
+"""What is compared; all take `BASELINE` where they say nothing else."""
+
+BASELINE = "nms 0.25"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one setting made of one coarse mask."""
+
+    key: str
+    kind: str
+    setting: str
+    boundary_px: int
+    """Pixels of the coarse boundary band, two pixels wide."""
+    uncovered_px: int
+    """Those of them that lie in no patch."""
+    patches: int
+    cost: float
+    """Network time in passes of one patch at the usual input size: a pass at half the side counts a quarter."""
+    coarse: tuple[float, ...]
+    """Scores before, in the order of MEASURES."""
+    refined: tuple[float, ...]
+
+    @property
+    def worse(self) -> bool:
+        return self.refined[0] < self.coarse[0] - WORSE_BY
+
+
+def thin(boxes: np.ndarray, coarse: np.ndarray, origin: tuple[int, int]) -> np.ndarray:
+    """The boxes (n, 4) of (N, 4) that cover as much of the boundary as all do, in the order a greedy cover takes them.
+
+    `coarse` (h, w) lies at `origin` = (x, y). Each box is the one that covers most of what is left.
+    """
+    y, x = np.nonzero(boundary_strength(np.pad(coarse, 1)))
+    x, y = x + (origin[0] - 1), y + (origin[1] - 1)
+    x1, y1, x2, y2 = boxes.T[:, :, None]
+    inside = (x >= x1) & (x < x2) & (y >= y1) & (y < y2)
+    kept = []
+    left = inside.any(axis=0)
+    while left.any():
+        best = int((inside & left).sum(axis=1).argmax())
+        kept.append(best)
+        left &= ~inside[best]
+    return boxes[kept]
+
+
+def _boxes(instance: Instance, size: tuple[int, int], setting: Setting) -> np.ndarray:
+    boxes = propose(
+        instance.mask,
+        instance.origin,
+        size,
+        setting.nms_threshold,
+        patch_px=setting.patch_px,
+        tie_order=setting.tie_order,
+    )
+    return thin(boxes, instance.mask, instance.origin) if setting.thinned else boxes
+
+
+def network_of(path_or_name: str) -> Network:
+    """The network of a checkpoint (`checkpoint.load`) at every size of input that is asked for."""
+    refiners: dict[float, Refiner] = {}
+
+    def probabilities(patches: np.ndarray, zoom: float) -> np.ndarray:
+        if zoom not in refiners:
+            network = checkpoint.load(path_or_name)
+            network.config = replace(network.config, input_px=round(zoom * network.config.input_px))
+            refiners[zoom] = Refiner(network)
+        return refiners[zoom].probabilities(patches)
+
+    return probabilities
+
+
+class Remembering:
+    """A network that passes no patch twice, for settings that share patches."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.known: dict[tuple[float, bytes], np.ndarray] = {}
+
+    def __call__(self, patches: np.ndarray, zoom: float) -> np.ndarray:
+        keys = [(zoom, patch.tobytes()) for patch in patches]
+        new = [i for i, key in enumerate(keys) if key not in self.known]
+        if new:
+            for i, answer in zip(new, self.network(patches[new], zoom)):
+                self.known[keys[i]] = answer
+        return np.stack([self.known[key] for key in keys])
+
+
+def _answers(patches: np.ndarray, setting: Setting, network: Network) -> tuple[np.ndarray, float]:
+    """Probabilities (N, P, P) uint16 of the patches, N > 0, and what they cost."""
+    if setting.confirm is None:
+        return _full(patches, setting, network)
+    first = network(patches, FIRST_PASS_ZOOM) > 32767
+    doubtful = (first != (patches[..., 3] != 0)).mean(axis=(1, 2)) >= setting.confirm
+    answers = patches[..., 3].astype(np.uint16) * np.uint16(65535)
+    cost = len(patches) * FIRST_PASS_ZOOM**2
+    if doubtful.any():
+        answers[doubtful], more = _full(patches[doubtful], setting, network)
+        cost += more
+    return answers, cost
+
+
+def _full(patches: np.ndarray, setting: Setting, network: Network) -> tuple[np.ndarray, float]:
+    answers, cost = network(patches, setting.zoom), len(patches) * setting.zoom**2
+    if setting.flip:
+        mirrored = network(np.ascontiguousarray(patches[:, :, ::-1]), setting.zoom)[:, :, ::-1]
+        answers, cost = ((answers.astype(np.uint32) + mirrored + 1) >> 1).astype(np.uint16), 2 * cost
+    return answers, cost
+
+
+def attempt(
+    image: np.ndarray, coarse: np.ndarray, setting: Setting, network: Network, guard: GuardConfig
+) -> tuple[np.ndarray, int, float, int]:
+    """Refine one coarse mask (H, W), not empty, of an image (H, W, 3) uint8 RGB under a setting.
+
+    Returns the refined mask (H, W) bool, the number of patches, their cost, and the number of pixels of the coarse
+    boundary that lie in no patch.
+    """
+    height, width = image.shape[:2]
+    instance = Instance("0", 0, 1.0, *cut_to_box(coarse))
+    patches, cost, uncovered = 0, 0.0, 0
+    for iteration in range(setting.iterations):
+        boxes = np.zeros((0, 4), np.int32)
+        if not passed_over(instance.mask, guard):
+            boxes = _boxes(instance, (width, height), setting)
+        if iteration == 0:
+            uncovered = _uncovered(coarse, boxes)
+        if not len(boxes):
+            break
+        answers, more = _answers(crop(image, instance.mask, instance.origin, boxes), setting, network)
+        patches, cost = patches + len(boxes), cost + more
+        work = Work("0", Frame("0", "", width, height, [instance]), [boxes])
+        assemble(work, answers, guard)
+        if work.error:
+            raise RuntimeError(work.error)
+    refined = np.zeros((height, width), bool)
+    (x, y), (h, w) = instance.origin, instance.mask.shape
+    refined[y : y + h, x : x + w] = instance.mask
+    return refined, patches, cost, uncovered
+
+
+def _uncovered(coarse: np.ndarray, boxes: np.ndarray) -> int:
+    band = boundary_strength(coarse) > 0
+    for x1, y1, x2, y2 in boxes.tolist():
+        band[y1:y2, x1:x2] = False
+    return int(np.count_nonzero(band))
+
+
+def trials(
+    samples: Iterable[Sample], settings: Sequence[Setting], network: Network, guard: GuardConfig
+) -> Iterator[Trial]:
+    """Try all settings on every coarse mask of `grading.samples`, except on those that the guard passes over."""
+    for sample in samples:
+        for coarse, target in zip(sample.coarse, sample.targets):
+            if passed_over(coarse != 0, guard):
+                continue
+            remembering = Remembering(network)
+            before = scores(coarse, target)
+            boundary = int(np.count_nonzero(boundary_strength(coarse)))
+            for setting in settings:
+                refined, patches, cost, uncovered = attempt(sample.image, coarse, setting, remembering, guard)
+                after = scores(refined.view(np.uint8), target)
+                yield Trial(sample.key, sample.kind, setting.name, boundary, uncovered, patches, cost, before, after)

@@ -1,0 +1,188 @@
+import json
+import sys
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+import pytest
+
+from jobs import grade as job
+from pipeline.grading import samples
+from pipeline.guard import GuardConfig
+from pipeline.pareto import BASELINE, SETTINGS, Remembering, Setting, Trial, attempt, thin, trials
+from pipeline.pareto_report import plot, points, table
+from pipeline.proposals import boundary_strength, propose
+from pipeline.records import InputError, cut_to_box
+from tests.truths import make_truth
+
+SIZE = (240, 320)
+GUARD = GuardConfig()
+
+
+@pytest.fixture
+def coarse():
+    return cv2.ellipse(np.zeros(SIZE, np.uint8), (160, 120), (110, 80), 20, 0, 360, 1, -1)
+
+
+@pytest.fixture
+def image(coarse):
+    """The object is bright, and reaches five pixels further on the left than the coarse mask."""
+    true = coarse | np.roll(coarse, -5, axis=1)
+    return np.repeat(true[..., None] * np.uint8(200), 3, axis=2)
+
+
+def by_brightness(patches, zoom):
+    return (patches[..., 0] > 100).astype(np.uint16) * np.uint16(65535)
+
+
+def _attempt(image, coarse, **settings):
+    return attempt(image, coarse, Setting(name="one", **settings), by_brightness, GUARD)
+
+
+def test_fewer_patches_leave_more_of_the_boundary_uncovered(image, coarse):
+    _, few, _, gaps = _attempt(image, coarse, nms_threshold=0.05)
+    refined, many, cost, none = _attempt(image, coarse, nms_threshold=0.55)
+    assert few < many == cost
+    assert gaps > none == 0
+    assert np.array_equal(refined, image[..., 0] > 0)
+
+
+@pytest.mark.parametrize(("settings", "passes"), [({"zoom": 0.5}, 0.25), ({"flip": True}, 2), ({"iterations": 2}, 2)])
+def test_the_cost_is_in_passes_of_a_whole_patch(image, coarse, settings, passes):
+    # With nothing to change, the second iteration has the patches of the first.
+    image = np.repeat(coarse[..., None] * np.uint8(200), 3, axis=2)
+    plain = _attempt(image, coarse)
+    assert _attempt(image, coarse, **settings)[2] == passes * plain[2]
+
+
+def test_patches_that_the_first_pass_confirms_stay_as_they_are_and_cost_only_that_pass(image, coarse):
+    asked = []
+
+    def network(patches, zoom):
+        asked.append((len(patches), zoom))
+        return by_brightness(patches, zoom)
+
+    setting = Setting(name="one", confirm=0.02)
+    refined, patches, cost, _ = attempt(image, coarse, setting, network, GUARD)
+    (first, half), (second, whole) = asked
+    assert (half, whole) == (0.5, 1.0)
+    assert patches == first > second > 0
+    assert cost == first / 4 + second
+    assert np.array_equal(refined[:, 200:], coarse[:, 200:] != 0)
+    assert not np.array_equal(refined, coarse != 0)
+
+
+def test_a_mask_that_the_first_pass_confirms_everywhere_costs_a_quarter(coarse):
+    image = np.repeat(coarse[..., None] * np.uint8(200), 3, axis=2)
+    refined, patches, cost, _ = _attempt(image, coarse, confirm=0.01)
+    assert cost == patches / 4
+    assert np.array_equal(refined, coarse != 0)
+
+
+def test_thinned_boxes_cover_what_all_boxes_cover(coarse):
+    mask, origin = cut_to_box(coarse)
+    boxes = propose(mask, origin, SIZE[::-1], 0.55)
+
+    def covered(some):
+        out = np.zeros(SIZE, bool)
+        for x1, y1, x2, y2 in some.tolist():
+            out[y1:y2, x1:x2] = True
+        return out & (boundary_strength(coarse) > 0)
+
+    few = thin(boxes, mask, origin)
+    assert len(few) < len(boxes)
+    assert np.array_equal(covered(few), covered(boxes))
+
+
+def test_no_patch_passes_the_network_twice():
+    asked = []
+
+    def network(patches, zoom):
+        asked.append(len(patches))
+        return by_brightness(patches, zoom)
+
+    remembering = Remembering(network)
+    patches = np.random.default_rng(0).integers(0, 255, (5, 8, 8, 4), np.uint8)
+    first = remembering(patches[:3], 1.0)
+    assert np.array_equal(remembering(patches, 1.0), by_brightness(patches, 1.0))
+    assert np.array_equal(first, by_brightness(patches[:3], 1.0))
+    remembering(patches[:2], 0.5)
+    assert asked == [3, 2, 2]
+
+
+def test_every_setting_is_tried_on_every_mask_that_the_guard_does_not_pass_over(tmp_path):
+    truth = make_truth(tmp_path, frames=2)
+    settings = [Setting(name="a"), Setting(name="b", nms_threshold=0.55)]
+
+    def tried(guard):
+        some = samples(str(truth), str(tmp_path / "images"), ("grow", "wobble"))
+        return list(trials(some, settings, by_brightness, guard))
+
+    found = tried(GuardConfig(min_area=0))
+    assert [(one.kind, one.setting) for one in found] == 2 * [(k, s) for k in ("grow", "wobble") for s in "ab"]
+    assert all(a.coarse == b.coarse for a, b in zip(found[::2], found[1::2]))
+    assert tried(GuardConfig(min_area=10**6)) == []
+
+
+def _trial(setting, cost, gain, key="a", kind="grow"):
+    return Trial(key, kind, setting, 100, 5, int(cost), cost, (0.5,) * 4, (0.5 + gain,) * 4)
+
+
+def test_the_front_has_the_settings_that_no_cheaper_one_equals():
+    found = points([_trial(*one) for one in (("a", 10, 0.1), ("b", 20, 0.3), ("c", 20, 0.2), ("d", 30, 0.3))], {}, "b")
+    assert [point.setting for point in found if point.front] == ["a", "b"]
+
+
+def test_kinds_count_by_their_weight():
+    some = [_trial("a", 10, 0.1), _trial("a", 20, 0.5, kind="mask_head")]
+    (point,) = points(some, {"mask_head": 3.0}, "a")
+    assert (point.cost, point.gain[0]) == (17.5, pytest.approx(0.4))
+
+
+def test_intervals_are_of_differences_on_the_same_images():
+    # The images differ by far more than the settings do.
+    gains = np.random.default_rng(0).uniform(0, 0.4, 20)
+    some = [_trial("a", 10, gain, key=str(i)) for i, gain in enumerate(gains)]
+    some += [replace(one, setting="b", refined=tuple(x + 0.01 for x in one.refined)) for one in some]
+    a, b = points(some, {}, "a")
+    assert (a.low, a.high) == ((0,) * 4, (0,) * 4)
+    assert b.low == pytest.approx((0.01,) * 4)
+    assert b.high == pytest.approx((0.01,) * 4)
+    noisy = [*some[:20], *(replace(one, setting="b") for one in reversed(some[:20]))]
+    b = points(noisy, {}, "a")[1]
+    assert b.low[0] < -0.02 < 0.02 < b.high[0]
+
+
+def test_table_and_plot_name_every_setting_and_leave_hopeless_ones_out_of_the_plot_alone():
+    found = points([_trial(*one) for one in (("a < b", 10, 0.1), ("c", 20, 0.3), ("poor", 30, 0.01))], {}, "a < b")
+    assert [line.split()[0] for line in table(found).splitlines()[1:]] == ["*", "*", "poor"]
+    texts = [
+        text.text for text in ElementTree.fromstring(plot(found, "a < b")).iter("{http://www.w3.org/2000/svg}text")
+    ]
+    assert {"a < b", "c"} < set(texts)
+    assert "poor" not in texts
+
+
+def test_there_is_no_plot_beside_a_baseline_that_gains_nothing():
+    with pytest.raises(InputError, match="gains nothing"):
+        plot(points([_trial("a", 10, 0.0)], {}, "a"), "a")
+
+
+def test_the_job_writes_every_trial_and_the_plot(tmp_path, monkeypatch, capsys):
+    truth = make_truth(tmp_path, frames=1)
+    monkeypatch.setattr(job, "network_of", lambda checkpoint: by_brightness)
+    flags = ["--ground-truth", truth, "--images", tmp_path / "images", "--guard.min-area", 1, "--kinds", "grow"]
+    monkeypatch.setattr(sys, "argv", ["grade", *map(str, flags), "--pareto", str(tmp_path / "out")])
+    assert job.main() == 0
+    names = {setting.name for setting in SETTINGS}
+    assert BASELINE in names
+    content = json.loads((tmp_path / "out" / "pareto.json").read_text())
+    assert {one["setting"] for one in content["trials"]} == {one["setting"] for one in content["points"]} == names
+    assert (tmp_path / "out" / "pareto.svg").read_text().startswith("<svg")
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in names)
+
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--flip"])
+    assert job.main() == 1
+    assert "settings of its own" in capsys.readouterr().err

@@ -4,13 +4,16 @@ VENV := .venv
 FOR_DEMO := $(VENV)/installed-for-demo
 FOR_TEST := $(VENV)/installed-for-test
 
-.PHONY: demo test faults lint clean
+.PHONY: demo test smoke faults lint clean
 
 demo: $(FOR_DEMO)
 	$(VENV)/bin/python jobs/demo.py
 
 test: $(FOR_TEST) lint
 	$(VENV)/bin/python -m pytest
+
+smoke: $(FOR_TEST)
+	$(VENV)/bin/python jobs/bench.py --smoke
 
 faults: $(FOR_TEST)
 	$(VENV)/bin/python -m tests.faults.table

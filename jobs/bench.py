@@ -1,74 +1,238 @@
-"""What a frame costs here, stage by stage, beside the least it could cost; every figure from one run."""
+"""What a frame costs here, stage by stage, beside the least it could cost; every ratio from one run."""
 
 from __future__ import annotations
 
-import re
+import json
+import os
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+import numpy as np
 import tyro
 
-from pipeline import benchmark
-from pipeline.benchmark_prepare import measure_preparation
+from model.rates import rates, table
+from model.refiner import Precision
+from pipeline import demo_dump
+from pipeline.benchmark import results as tables
+from pipeline.benchmark.chart import svg
+from pipeline.benchmark.cost import CostModel
+from pipeline.benchmark.end_to_end import Way, best_network, run_job
+from pipeline.benchmark.handling import measure_handling, network_stage
+from pipeline.benchmark.made_dump import CITYSCAPES, COCO, DISTINCT, MadeDump, make_dump
+from pipeline.benchmark.preparation import measure_preparation
+from pipeline.benchmark.results import Results
+from pipeline.benchmark.scale import BLOCK_FRAMES, simulate
+from pipeline.guard import GuardConfig
+from pipeline.records import Instance, cut_to_box
+from pipeline.stages import Cutting, cut
+
+SMOKE_HANDLING = 2.0
+"""Times decoding and encoding alone that handling may take in the smoke run."""
+SMOKE_JOB = 0.75
+"""Share of the bare network that the job must reach in it."""
+SMOKE_TRIES = 3
+"""A machine that others use as well is sometimes slow; the best try counts."""
+
+ACTORS = (1, 2, 4)
+BLOCK_DELAY_S = 1.0
+"""Long enough that four actors leave two cores time for the rest; 8 Cityscapes frames take it at 1000 patches/s."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """Make a Cityscapes-like dump and measure handling, the bare network, and the whole job against each other."""
+    """Make a dump; measure its handling, the bare network and the whole job against each other.
 
-    frames: int = 20
-    """Frames of 2048 x 1024 px with 20 instances each."""
+    Any of `--network`, `--memory`, `--prepare`, `--scale` and `--smoke` measures something else instead.
+    """
+
+    coco: bool = False
+    """640x480 JPEG images and a results json, instead of 2048x1024 PNG images and masks."""
+    frames: int = 24
+    """Frames of the dump that the job refines."""
+    ways: tuple[Way, ...] = ("local", "fused", "spread")
+    """How the job is run: without Ray, on Ray in one actor, on Ray spread over tasks."""
     checkpoint: str = "hrnet18s_128"
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
-    local: bool = False
-    """Measure the job without Ray."""
+    precision: Precision = "fp32"
+    gpu_patches_per_s: float = 3000.0
+    """Rate of one GPU that the cost model assumes."""
+    network: bool = False
+    """Every way to run the network on a CPU, on patches of the demo's photographs, beside the reference's."""
     memory: bool = False
-    """Also run ten times the frames and compare the peak memory."""
+    """Peak memory of the job on ten times the frames, beside that on the frames."""
     prepare: bool = False
-    """Measure only what cutting and keeping training patches costs."""
+    """What cutting and keeping training patches costs."""
+    scale: bool = False
+    """The flow on Ray alone, simulated: against the number of GPU actors, and the size of the dump."""
+    scale_frames: int = 10_000
+    """The largest dump that is simulated; from 100 on in powers of ten."""
+    smoke: bool = False
+    """Fail where handling exceeds twice its floor, or the job falls under 75 % of the bare network; about a minute."""
+    json: str | None = None
+    """File for all figures."""
+    plot: str | None = None
+    """File for an SVG."""
 
 
 def main() -> int:
+    """Exit status 1 where a smoke run fails."""
     config = tyro.cli(BenchConfig)
+    modes = {"network": network, "memory": memory, "prepare": prepare, "scale": scale, "smoke": smoke}
+    chosen = [name for name in modes if getattr(config, name)]
+    if len(chosen) > 1:
+        print(f"error: expected one of --{' and --'.join(chosen)}", file=sys.stderr)
+        return 1
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        if config.prepare:
-            cost = measure_preparation(root, config.frames)
-            print(f"training patches           {cost.patches}")
-            print(f"prepare, whole             {cost.prepare_per_s:.0f} patches/s in one process")
-            print(f"three PNG files each       {cost.files_per_s:.0f} patches/s, encoding and writing alone")
-            print(
-                f"MB per 1000 patches        {cost.shards_mb_per_1000:.2f} shards, {cost.files_mb_per_1000:.2f} files"
-            )
-            return 0
-        benchmark.make_dump(root, config.frames)
-        handling = benchmark.measure_handling(root, min(config.frames, benchmark.DISTINCT))
-        print(f"patches per frame          {handling.patches:.0f}")
-        print("CPU ms per frame, one thread, outside the network")
-        for name in ("decode_floor", "encode_floor", "extract", "assemble", "commit"):
-            print(f"  {name:<24} {getattr(handling, name):8.1f}")
-        print(f"handling / floor           {handling.ratio:.2f}")
-        arguments = ["--checkpoint", config.checkpoint, "--precision", config.precision, *["--local"] * config.local]
-        peaks = []
-        for frames in [config.frames, *[10 * config.frames] * config.memory]:
-            benchmark.make_dump(root, frames)
-            # The machine's speed drifts: the bare network is measured on both sides of the job.
-            before = benchmark.bare_rates(config.checkpoint, config.precision)
-            text, peak = benchmark.run_job(root, f"refined_{frames}", arguments)
-            after = benchmark.bare_rates(config.checkpoint, config.precision)
-            bare = {batch: (before[batch] + after[batch]) / 2 for batch in before}
-            print("bare network, patches/s    " + "  ".join(f"{batch}: {rate:.1f}" for batch, rate in bare.items()))
-            print(text.strip())
-            if found := re.search(r"\(([\d.]+)/s after start-up\)", text):
-                print(f"job / bare network         {float(found[1]) / max(bare.values()):.2f}")
-            print(f"peak memory                {peak:.0f} MB at {frames} frames", flush=True)
-            peaks.append(peak)
-        if config.memory:
-            print(f"peak memory, 10x frames    {peaks[1] / peaks[0]:.2f}x")
+        results = Results()
+        status = (modes[chosen[0]] if chosen else stages_and_job)(config, Path(folder), results)
+    if config.json:
+        Path(config.json).write_text(json.dumps(results.plain(), indent=1) + "\n")
+    if config.plot:
+        Path(config.plot).write_text(svg(results.charts()))
+    return status
+
+
+def stages_and_job(config: BenchConfig, root: Path, results: Results) -> int:
+    dump = _made(config, root, config.frames, results)
+    results.handling = measure_handling(dump, DISTINCT)
+    crops = results.handling.crops
+    patches = np.concatenate(crops)
+    usual, best, results.bare_patches_per_s = best_network(config.checkpoint, config.precision, patches)
+    results.network = network_stage(crops, usual, best)
+    print(tables.stage_table(results.handling, results.network), end="\n\n", flush=True)
+    print(
+        "bare network, patches/s by batch: "
+        + ", ".join(f"{batch}: {per_s:.1f}" for batch, per_s in results.bare_patches_per_s.items())
+    )
+    for way in config.ways:
+        results.jobs.append(run_job(dump, way, _flags(config), best, patches))
+    print(tables.job_table(results.jobs), end="\n\n")
+    results.cost = CostModel(results.handling.patches, results.handling.cpu_ms, config.gpu_patches_per_s)
+    print(results.cost.text())
     return 0
+
+
+def smoke(config: BenchConfig, root: Path, results: Results) -> int:
+    dump = _made(config, root, config.frames, results)
+    for _ in range(SMOKE_TRIES):
+        handling = measure_handling(dump, DISTINCT)
+        if results.handling is None or handling.ratio < results.handling.ratio:
+            results.handling = handling
+        if handling.ratio <= SMOKE_HANDLING:
+            break
+    print(tables.stage_table(results.handling, None), end="\n\n", flush=True)
+    patches = np.concatenate(results.handling.crops)
+    _, best, results.bare_patches_per_s = best_network(config.checkpoint, config.precision, patches, seconds=1)
+    for _ in range(SMOKE_TRIES):
+        results.jobs.append(run_job(dump, "fused", _flags(config), best, patches))
+        if results.jobs[-1].ratio >= SMOKE_JOB:
+            break
+    print(tables.job_table(results.jobs))
+    handling_ratio, job_ratio = results.handling.ratio, max(job.ratio for job in results.jobs)
+    sound = handling_ratio <= SMOKE_HANDLING and job_ratio >= SMOKE_JOB
+    print(
+        f"{'passed' if sound else 'FAILED'}: handling {handling_ratio:.2f}x its floor (at most {SMOKE_HANDLING}),"
+        f" job {job_ratio:.2f}x the bare network (at least {SMOKE_JOB})"
+    )
+    return 0 if sound else 1
+
+
+def memory(config: BenchConfig, root: Path, results: Results) -> int:
+    dump = _made(config, root, config.frames, results)
+    patches = np.concatenate(measure_handling(dump, DISTINCT).crops)
+    _, best, results.bare_patches_per_s = best_network(config.checkpoint, config.precision, patches)
+    for way in config.ways:
+        for frames in (config.frames, 10 * config.frames):
+            results.jobs.append(run_job(_made(config, root, frames, results), way, _flags(config), best, patches))
+        small, large = results.jobs[-2:]
+        print(f"{way}: peak memory of ten times the frames {large.peak_mb / small.peak_mb:.2f}x", flush=True)
+    print(tables.job_table(results.jobs))
+    return 0
+
+
+def network(config: BenchConfig, root: Path, results: Results) -> int:
+    print(table(rates(config.checkpoint, _photograph_patches())))
+    return 0
+
+
+def prepare(config: BenchConfig, root: Path, results: Results) -> int:
+    cost = measure_preparation(_made(config, root, config.frames, results))
+    print(f"training patches           {cost.patches}")
+    print(f"prepare, whole             {cost.prepare_per_s:.0f} patches/s in one process")
+    print(f"three PNG files each       {cost.files_per_s:.0f} patches/s, encoding and writing alone")
+    print(f"MB per 1000 patches        {cost.shards_mb_per_1000:.2f} shards, {cost.files_mb_per_1000:.2f} files")
+    return 0
+
+
+def scale(config: BenchConfig, root: Path, results: Results) -> int:
+    with _simulated_cluster(results):
+        print(f"Ray starts in {results.ray_start_s:.1f} s; an empty task takes {results.ray_task_ms:.2f} ms")
+        print(tables.SCALE_HEAD, flush=True)
+        for actors in ACTORS:
+            frames = 20 * actors * BLOCK_FRAMES
+            results.actors.append(simulate(frames, actors, BLOCK_DELAY_S))
+            print(tables.scale_line(results.actors[-1]), flush=True)
+        frames = 100
+        while frames <= config.scale_frames:
+            results.dumps.append(simulate(frames, ACTORS[-1], 0.0))
+            print(tables.scale_line(results.dumps[-1]), flush=True)
+            frames *= 10
+        if results.dumps:
+            print(tables.block_price(results.dumps[-1], results.ray_task_ms))
+    return 0
+
+
+def _made(config: BenchConfig, root: Path, frames: int, results: Results) -> MadeDump:
+    scenery = COCO if config.coco else CITYSCAPES
+    results.scenery = scenery.name
+    return make_dump(root, scenery, frames)
+
+
+def _flags(config: BenchConfig) -> list[str]:
+    return ["--checkpoint", config.checkpoint, "--precision", config.precision]
+
+
+def _photograph_patches() -> np.ndarray:
+    """Patches (N, P, P, 4) uint8 along the coarse masks of the demo's photographs."""
+    parts = []
+    for photo in demo_dump.PHOTOGRAPHS:
+        instances = [
+            Instance(str(k), 1, 1.0, *cut_to_box(mask)) for k, mask in enumerate(demo_dump.coarse_masks(photo))
+        ]
+        parts.append(cut(demo_dump.photograph(photo.name), instances, Cutting(0.25), GuardConfig())[1])
+    return np.concatenate(parts)
+
+
+@contextmanager
+def _simulated_cluster(results: Results) -> Iterator[None]:
+    """A cluster on this machine that believes in GPUs, for other processes to join; also times Ray itself."""
+    import ray
+
+    started = time.perf_counter()
+    ray.init(
+        address="local",
+        num_cpus=max(4, os.cpu_count() or 1),
+        num_gpus=max(ACTORS),
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
+    try:
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        results.ray_start_s = time.perf_counter() - started
+        empty = ray.remote(lambda: None)
+        ray.get([empty.remote() for _ in range(100)])
+        started, tasks = time.perf_counter(), 1000
+        ray.get([empty.remote() for _ in range(tasks)])
+        results.ray_task_ms = (time.perf_counter() - started) / tasks * 1e3
+        yield
+    finally:
+        os.environ.pop("RAY_ADDRESS", None)
+        ray.shutdown()
 
 
 if __name__ == "__main__":

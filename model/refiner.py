@@ -58,7 +58,6 @@ class Refiner:
         self.flip = flip
         self.config = network.config
         self.network = fold(network)
-        self.dtype = torch.float32
         threads = threads or torch.get_num_threads()
         if self.backend == "openvino":
             from model.openvino_backend import OpenVinoNetwork
@@ -66,10 +65,10 @@ class Refiner:
             openvino = OpenVinoNetwork(self.network, self.precision, self.batch_size, threads)
             self._inference: BatchPool | DeviceQueue = BatchPool(openvino, threads)
             return
-        self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
-        if not on_cpu and self.dtype != torch.float32:
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        if not on_cpu and dtype != torch.float32:
             pad_channels(self.network)
-        self.network.to(self.device, self.dtype, memory_format=torch.channels_last)
+        self.network.to(self.device, dtype, memory_format=torch.channels_last)
         if on_cpu:
             self._inference = BatchPool(TorchNetwork(self.network, self.batch_size), threads)
         else:

@@ -87,7 +87,7 @@ def _spread(plan: Plan, wish: Placement, pool: Pool, context: Any) -> Any:
             _RefineActor,
             fn_constructor_args=(plan.stages, plan.load_refiner, pool.threads, attempts),
             batch_size=len(plan.blocks[0]),
-            compute=ActorPoolStrategy(min_size=1, max_size=pool.size),
+            compute=ActorPoolStrategy(min_size=1, initial_size=pool.size, max_size=pool.size),
             **pool.resources,
             **selected_by(wish.refine_label),
         )
@@ -106,7 +106,7 @@ def _fused(plan: Plan, wish: Placement, pool: Pool, context: Any) -> Any:
         _WholeActor,
         fn_constructor_args=(replace(plan, blocks=[]), pool.threads, _count_attempts()),
         batch_size=at_once,
-        compute=ActorPoolStrategy(min_size=1, max_size=pool.size),
+        compute=ActorPoolStrategy(min_size=1, initial_size=pool.size, max_size=pool.size),
         **pool.resources,
         **selected_by(wish.refine_label),
     )

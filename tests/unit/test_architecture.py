@@ -32,7 +32,7 @@ def test_only_the_flow_and_the_training_job_know_ray():
         str(path.relative_to(ROOT)) for path in FILES if any(name.split(".")[0] == "ray" for name, _ in _imports(path))
     }
     flow = {f"pipeline/flow/{name}.py" for name in ("metrics", "on_ray", "session")}
-    assert knowing == {*flow, "jobs/train.py"}
+    assert knowing == {*flow, "jobs/train.py", "jobs/bench.py"}
 
 
 @pytest.mark.parametrize(

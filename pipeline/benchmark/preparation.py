@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 
 from pipeline import rle
-from pipeline.benchmark import HEIGHT, INSTANCES, WIDTH, make_dump
+from pipeline.benchmark.made_dump import MadeDump
+from pipeline.dump import reader
 from pipeline.patch_dataset import PatchDataset
 from pipeline.preparation import prepare
-from pipeline.records import cut_to_box
 from pipeline.training_patches import PrepareConfig
 
 
@@ -32,21 +32,25 @@ class PatchCost:
     """As the disk allots them, in blocks."""
 
 
-def measure_preparation(root: Path, frames: int) -> PatchCost:
+def measure_preparation(dump: MadeDump) -> PatchCost:
     """Prepare a data set from a made dump in this process, and write the same patches as single files."""
-    make_dump(root, frames)
+    root, width, height = dump.root, dump.scenery.width, dump.scenery.height
+    source = reader(
+        str(dump.predictions), str(dump.images), dump.scenery.form, image_pattern=dump.config("").image_pattern
+    )
     images, annotations = [], []
-    for i, path in enumerate(sorted((root / "images").iterdir())[:frames]):
-        images.append({"id": i, "file_name": path.name, "width": WIDTH, "height": HEIGHT})
-        for k in range(INSTANCES):
-            mask = cv2.imread(str(root / "coarse" / f"{path.stem}_{k}.png"), cv2.IMREAD_GRAYSCALE)
-            counts = rle.encode(*cut_to_box(mask), WIDTH, HEIGHT)
+    for i, ref in enumerate(source.list_frames()):
+        images.append({"id": i, "file_name": ref.file_name, "width": width, "height": height})
+        for instance in source.read(ref, width, height):
             annotations.append(
                 {
                     "id": len(annotations),
                     "image_id": i,
                     "category_id": 1,
-                    "segmentation": {"size": [HEIGHT, WIDTH], "counts": counts},
+                    "segmentation": {
+                        "size": [height, width],
+                        "counts": rle.encode(instance.mask, instance.origin, width, height),
+                    },
                 }
             )
     truth = root / "truth.json"
@@ -54,7 +58,7 @@ def measure_preparation(root: Path, frames: int) -> PatchCost:
         json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]})
     )
     config = PrepareConfig(
-        ground_truth=str(truth), images=str(root / "images"), output=str(root / "patches"), val_share=0, local=True
+        ground_truth=str(truth), images=str(dump.images), output=str(root / "patches"), val_share=0, local=True
     )
     started = time.perf_counter()
     card = prepare(config, log=lambda line: None).card

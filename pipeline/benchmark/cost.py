@@ -1,0 +1,46 @@
+"""What a dump would cost on GPUs: measured handling, and an assumption about the GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Everything that follows from three numbers; only the GPU's is not measured here."""
+
+    patches_per_frame: float
+    handling_cpu_ms: float
+    """CPU milliseconds per frame outside the network."""
+    gpu_patches_per_s: float
+    """An assumption."""
+
+    @property
+    def frames_per_gpu_hour(self) -> float:
+        return 3600 * self.gpu_patches_per_s / self.patches_per_frame
+
+    @property
+    def cores_per_gpu(self) -> float:
+        """CPU cores that keep one GPU busy."""
+        frames_per_s = self.gpu_patches_per_s / self.patches_per_frame
+        return frames_per_s * self.handling_cpu_ms / 1e3
+
+    def hours(self, frames: int, gpus: int) -> float:
+        """For a dump, with the cores that the GPUs need."""
+        return frames / (gpus * self.frames_per_gpu_hour)
+
+    def text(self, frames: int = 1_000_000) -> str:
+        """The model as lines, for some numbers of GPUs."""
+        return "\n".join(
+            [
+                f"cost of {frames:,} frames of {self.patches_per_frame:.0f} patches, ASSUMING"
+                f" {self.gpu_patches_per_s:,.0f} patches/s on a GPU:",
+                f"  {self.frames_per_gpu_hour:,.0f} frames per GPU hour,"
+                f" {frames / self.frames_per_gpu_hour:,.1f} GPU hours in all;"
+                f" {self.cores_per_gpu:.1f} CPU cores keep one GPU busy",
+                *(
+                    f"  {gpus:>3} GPUs, {gpus * self.cores_per_gpu:5.0f} cores: {self.hours(frames, gpus):6.1f} h"
+                    for gpus in (1, 4, 16, 64)
+                ),
+            ]
+        )

@@ -1,0 +1,137 @@
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from jobs import bench
+from pipeline.benchmark.chart import svg
+from pipeline.benchmark.cost import CostModel
+from pipeline.benchmark.end_to_end import EndToEnd
+from pipeline.benchmark.handling import HANDLING, Handling, Stage, measure_handling
+from pipeline.benchmark.made_dump import CITYSCAPES, COCO, make_dump
+from pipeline.benchmark.results import Results, job_table, stage_table
+from pipeline.benchmark.scale import simulate
+from pipeline.dump import reader
+
+SMALL = {"width": 320, "height": 240, "instances": 3, "extent_px": (60, 20, 120)}
+SCENERIES = [replace(CITYSCAPES, **SMALL), replace(COCO, **SMALL)]
+
+
+def _handling(ratio, patches=100):
+    stages = [Stage(name, 10 * ratio, 1.0, 25.0, "") for name in HANDLING]
+    return Handling(patches, 10.0, stages, [np.zeros((4, 64, 64, 4), np.uint8)])
+
+
+def _job(ratio, way="fused", cores=1.0):
+    return EndToEnd(way, 24, 100 * ratio, 100, cores, 5.0, 1000.0)
+
+
+@pytest.mark.parametrize("scenery", SCENERIES, ids=lambda scenery: scenery.form)
+def test_a_made_dump_is_read_like_any_other_and_repeats_its_first_frames_under_other_names(tmp_path, scenery):
+    dump = make_dump(tmp_path, scenery, 10)
+    config = dump.config("refined")
+    source = reader(config.predictions, config.images, scenery.form, image_pattern=config.image_pattern)
+    refs = source.list_frames()
+    assert [ref.error for ref in refs] == [""] * 10
+    first, second, ninth = (list(source.read(refs[i], 320, 240)) for i in (0, 1, 8))
+    assert len(first) == 3
+    assert all(10 <= max(instance.mask.shape) <= 200 for instance in first)
+    assert [i.area for i in first] == [i.area for i in ninth] != [i.area for i in second]
+
+
+def test_a_smaller_dump_leaves_nothing_of_a_larger_one_made_before(tmp_path):
+    make_dump(tmp_path, SCENERIES[0], 10)
+    config = make_dump(tmp_path, SCENERIES[0], 2).config("refined")
+    assert len(reader(config.predictions, config.images, "cityscapes").list_frames()) == 2
+
+
+@pytest.mark.parametrize("scenery", SCENERIES, ids=lambda scenery: scenery.form)
+def test_every_stage_is_measured_beside_a_floor_of_its_own(tmp_path, scenery):
+    handling = measure_handling(make_dump(tmp_path, scenery, 2), 2)
+    assert [stage.name for stage in handling.stages] == list(HANDLING)
+    assert all(stage.floor_ms > 0 and stage.moved_mb > 0 for stage in handling.stages)
+    assert handling.patches == np.mean([len(part) for part in handling.crops]) > 0
+    assert (tmp_path / "handled").is_dir()
+
+
+def test_handling_is_held_against_decoding_and_encoding_and_nothing_else():
+    assert _handling(1.5).ratio == pytest.approx(5 * 15 / (2 * 25))
+
+
+def test_the_stage_table_has_a_row_for_each_stage_in_a_frames_order_and_one_for_handling():
+    network = Stage("network", 1000, 2.0, 900, "bare")
+    rows = stage_table(_handling(1), network).splitlines()
+    names = ["read + decode", "propose", "crop", "network", "paste + guard", "encode + write", "handling"]
+    assert [row[:16].strip() for row in rows[1:-1]] == names
+    assert rows[4].split()[3] == "100"  # patches/s: 100 patches in 1000 ms
+
+
+def test_rays_price_is_told_against_the_run_without_ray():
+    last = job_table([_job(0.9, "local"), _job(0.81)]).splitlines()[-1]
+    assert last.startswith("Ray's price, fused: 0.90x")
+
+
+def test_a_run_on_a_machine_that_others_used_says_so():
+    assert "others were using the machine" in job_table([_job(0.9, cores=0.5)])
+    assert "others were using the machine" not in job_table([_job(0.9)])
+
+
+def test_the_cost_model_follows_from_patches_per_frame_and_the_assumed_rate_of_a_gpu():
+    cost = CostModel(patches_per_frame=150, handling_cpu_ms=100, gpu_patches_per_s=3000)
+    assert cost.frames_per_gpu_hour == 72_000
+    assert cost.cores_per_gpu == pytest.approx(2)
+    assert cost.hours(720_000, gpus=2) == pytest.approx(5)
+    assert "ASSUMING 3,000 patches/s" in cost.text()
+
+
+def test_the_chart_is_well_formed_and_shows_every_figure_beside_its_floor():
+    results = Results(handling=_handling(1), jobs=[_job(0.9, "local"), _job(0.8)])
+    root = ET.fromstring(svg(results.charts()))
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {*HANDLING, "local", "fused"} < {*texts}
+    bars = list(root.iter("{http://www.w3.org/2000/svg}rect"))
+    assert len(bars) == 1 + 2 * (len(HANDLING) + 2)
+
+
+def test_the_json_has_stages_with_ratios_and_no_pixels():
+    plain = Results(handling=_handling(1), network=Stage("network", 10, 1, 5, ""), jobs=[_job(0.9)]).plain()
+    assert plain["stages"][-1]["ratio"] == 2
+    assert plain["jobs"][0]["ratio"] == pytest.approx(0.9)
+    assert plain["handling"].keys() == {"patches", "copy_gb_per_s", "cpu_ms", "floor_ms", "ratio"}
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Let the smoke run meet given ratios instead of measuring."""
+
+    def use(handling, jobs):
+        handlings, ends = map(_handling, handling), map(_job, jobs)
+        monkeypatch.setattr(bench, "_made", lambda *_: None)
+        monkeypatch.setattr(bench, "measure_handling", lambda *_: next(handlings))
+        monkeypatch.setattr(bench, "best_network", lambda *_, **__: (None, None, {4: 100.0}))
+        monkeypatch.setattr(bench, "run_job", lambda *_: next(ends))
+
+    return use
+
+
+def test_the_smoke_run_passes_where_one_of_three_tries_does(measured, tmp_path, capsys):
+    measured(handling=[2.5, 1.5], jobs=[0.5, 0.7, 0.8])
+    assert bench.smoke(bench.BenchConfig(), tmp_path, Results()) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("passed: handling 1.50x")
+
+
+@pytest.mark.parametrize(("handling", "jobs"), [([2.1] * 3, [0.9]), ([0.5], [0.7] * 3)])
+def test_the_smoke_run_fails_where_handling_or_the_job_misses_its_mark_three_times(measured, handling, jobs, tmp_path):
+    measured(handling, jobs)
+    assert bench.smoke(bench.BenchConfig(), tmp_path, Results()) == 1
+
+
+@pytest.mark.slow
+def test_a_simulated_dump_goes_through_the_flow_on_ray_and_tells_its_rate_and_the_drivers_memory():
+    results = Results()
+    with bench._simulated_cluster(results):
+        run = simulate(frames=48, actors=2, delay_s=0.05)
+    assert results.ray_task_ms > 0
+    assert run.frames_per_s > 0
+    assert run.driver_peak_mb > run.driver_before_mb > 10

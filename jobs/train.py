@@ -20,6 +20,7 @@ from pipeline.config import parse
 from pipeline.progress import LOG_SECONDS
 from pipeline.records import InputError
 from pipeline.redaction import redacted
+from pipeline.stores import open_store
 from pipeline.training import Interrupted, TrainConfig, prepare, train
 
 WORKER_RESTARTS = 3
@@ -187,8 +188,7 @@ def _train_on_ray(config: TrainConfig, say: _Console, received: list[int]) -> No
             ),
             run_config=RunConfig(
                 name="train",
-                # Ray's own notes, nothing of value; workers of several machines expect them on common storage.
-                storage_path=scratch if len(nodes) == 1 else f"{config.output}/_ray",
+                **_place_of_notes(config.output, scratch, len(nodes)),
                 failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
             ),
         )
@@ -252,6 +252,17 @@ def _cause(error: BaseException) -> str:
         # The others then report no more than that the connection to it was lost.
         reasons.sort(key=lambda reason: "Connection" in reason or "RuntimeError" in reason)
     return f"training failed {WORKER_RESTARTS + 1} times, at last with {_last_line(reasons[0])}"
+
+
+def _place_of_notes(output: str, scratch: str, machines: int) -> dict[str, Any]:
+    """Where Ray Train keeps its own notes, nothing of value: several machines expect them on common storage."""
+    if machines == 1:
+        return {"storage_path": scratch}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    # Arrow's own stores know nothing of the options by which ours are reached.
+    store, path = open_store(f"{output}/_ray")
+    return {"storage_path": path, "storage_filesystem": PyFileSystem(FSSpecHandler(store))}
 
 
 def _last_line(error: object) -> str:

@@ -60,8 +60,9 @@ def run_ray(plan: Plan, wish: Placement) -> Iterator[list[Receipt]]:
             mode = "fused" if len(nodes) == 1 and "num_gpus" not in pool.resources else "spread"
         context = _data_context()
         # A frame that takes too long is given up by its task, tried again alone, and given up there.
-        # Machines that an autoscaler starts may have to install everything first.
-        patience = 600 if wish.device != "gpu" else 1800
+        # The first machines of an autoscaler take their time: they may have to install everything.
+        kind = "GPU" if "num_gpus" in pool.resources else "CPU"
+        patience = 600 if any(node.get(kind) for node in nodes) else 1800
         context.execution_no_progress_timeout_s = int(max(patience, 4 * plan.stages.limits.seconds))
         with DataContext.current(context), _one_line_for_faults():
             plan.place.update(placement=mode, machines=len(nodes), pool=asdict(pool))

@@ -63,7 +63,10 @@ def network_pool(nodes: Sequence[Mapping[str, float]], wish: Placement) -> Pool:
     if wish.device == "gpu" or (gpus and wish.device == "auto"):
         size = workers or max(1, int(gpus / wish.gpus_per_worker))
         return Pool(size, {"num_gpus": wish.gpus_per_worker, "num_cpus": 0}, 1)
-    cpus = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1] or [1]
+    cpus = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
+    if not cpus:
+        # An autoscaler has still to start them, and does so only for what is reserved.
+        return Pool(workers or 1, {"num_cpus": 0.99}, 1)
     size = workers or len(cpus)
     share = next((s for s in range(max(cpus), 1, -1) if sum(count // s for count in cpus) >= size), 1)
     reserved = share - max(1, share // 4)
@@ -72,10 +75,12 @@ def network_pool(nodes: Sequence[Mapping[str, float]], wish: Placement) -> Pool:
 
 
 def alive_nodes() -> list[dict[str, Any]]:
-    """The machines of the running session that have CPUs to work with, as Ray describes them."""
+    """The machines of the running session that have CPUs or GPUs to work with, as Ray describes them."""
     import ray
 
-    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    return [
+        node for node in ray.nodes() if node["Alive"] and any(node["Resources"].get(kind) for kind in ("CPU", "GPU"))
+    ]
 
 
 @contextmanager

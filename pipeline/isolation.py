@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -59,8 +60,8 @@ class Isolated:
             return self._call(function, arguments, seconds)
 
     def _call(self, function: Callable[..., Result], arguments: tuple[Any, ...], seconds: float | None) -> Result:
-        connection = self._start()
         try:
+            connection = self._start(getattr(function, "__module__", None))
             connection.send_bytes(pickle.dumps((function, arguments), pickle.HIGHEST_PROTOCOL))
             if not connection.poll(seconds):
                 self.close()
@@ -85,7 +86,8 @@ class Isolated:
             self._process.wait()
         self._process = self._connection = None
 
-    def _start(self) -> Connection:
+    def _start(self, module: str | None) -> Connection:
+        """The pipe to a child that has what it needs to run: starting one does not count as time of its first call."""
         if self._process is not None and self._process.poll() is not None:
             self.close()
         if self._connection is None:
@@ -97,6 +99,8 @@ class Isolated:
                 command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
             )
             theirs.close()
+            self._connection.send_bytes(pickle.dumps((_prepare, (module,))))
+            self._connection.recv_bytes()
         return self._connection
 
     def _cause_of_death(self) -> str:
@@ -148,6 +152,11 @@ def _serve(descriptor: int, memory_bytes: int) -> None:
             except Exception as error:
                 answer = _failure(error)
             connection.send_bytes(answer)
+
+
+def _prepare(module: str | None) -> None:
+    if module:
+        import_module(module)
 
 
 def _failure(error: Exception) -> bytes:

@@ -60,6 +60,21 @@ def _run(config):
     return run(config, log=lambda _: None)
 
 
+def _die_before_the_receipt(config, monkeypatch):
+    """A run that is interrupted when its first block is written but not yet in the ledger."""
+    original = flow.run_local
+
+    def dies(plan):
+        next(original(plan))
+        raise KeyboardInterrupt
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flow, "run_local", dies)
+        with pytest.raises(KeyboardInterrupt):
+            _run(config)
+
+
 def _counts(summary):
     return summary.new, summary.changed, summary.removed, summary.unchanged
 
@@ -127,17 +142,7 @@ def test_an_update_that_dies_between_outputs_and_ledger_is_completed_to_the_byte
     config = _config(dump, form, tmp_path / "out", checkpoint_path, frames_per_block=1)
     _run(config)
     _entries(dump, lambda number, count: min(count, 1))
-    original = flow.run_local
-
-    def dies_before_the_receipt(plan):
-        next(original(plan))
-        raise KeyboardInterrupt
-        yield
-
-    monkeypatch.setattr(flow, "run_local", dies_before_the_receipt)
-    with pytest.raises(KeyboardInterrupt):
-        _run(config)
-    monkeypatch.setattr(flow, "run_local", original)
+    _die_before_the_receipt(config, monkeypatch)
     summary = _run(config)
     assert summary.changed > 2
     _run(_config(dump, form, tmp_path / "whole", checkpoint_path))
@@ -153,18 +158,8 @@ def test_an_update_that_was_interrupted_and_then_undone_leaves_nothing_of_it(
     pred = dump.root / "cityscapes" / "frame_000_pred.txt"
     content, status = pred.read_text(), pred.stat()
     pred.write_text(content.splitlines()[0])
-    original = flow.run_local
-
-    def dies_before_the_receipt(plan):
-        next(original(plan))
-        raise KeyboardInterrupt
-        yield
-
-    monkeypatch.setattr(flow, "run_local", dies_before_the_receipt)
-    with pytest.raises(KeyboardInterrupt):
-        _run(config)
+    _die_before_the_receipt(config, monkeypatch)
     assert tree(tmp_path / "out") != before
-    monkeypatch.setattr(flow, "run_local", original)
     pred.write_text(content)
     os.utime(pred, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert _counts(_run(config)) == (0, 1, 0, 6)

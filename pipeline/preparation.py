@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline import dump, patch_dataset, storage
-from pipeline.flow import map_blocks, terminated_as_exit
+from pipeline.flow import map_blocks, stopped_by_signals
 from pipeline.formats import Reader
 from pipeline.ground_truth import TruthRef, image_key, open_ground_truth
 from pipeline.lease import Lease
@@ -73,7 +73,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Prepar
     listing = truth.list_frames()
     items, reader, unpaired = _items(config, listing.refs)
     cutter = Cutter(config, truth, reader)
-    with terminated_as_exit(), Lease(config.output) as lease, closing(Ledger(config.output)) as ledger:
+    with stopped_by_signals(), Lease(config.output) as lease, closing(Ledger(config.output)) as ledger:
         ledger.open(_fingerprint(config))
         items = items[: config.limit]
         ledger.forget_others({item.truth.key for item in items})

@@ -71,7 +71,7 @@ def _run(config: RefineConfig, report: RunLog) -> Summary:
     weights = storage.read(config.checkpoint)
     settings = fingerprint(config, form, output_form, cutting, hashlib.sha256(weights).hexdigest())
 
-    with flow.terminated_as_exit(), Lease(config.output) as lease, closing(Ledger(config.output)) as ledger:
+    with flow.stopped_by_signals(), Lease(config.output) as lease, closing(Ledger(config.output)) as ledger:
         ledger.load(settings, restart=config.restart)
         listed = reader.list_frames(ledger.identities)
         if not listed:

@@ -4,7 +4,7 @@ from pipeline.flow.local import run_local
 from pipeline.flow.metrics import Metrics
 from pipeline.flow.on_ray import map_blocks, run_ray
 from pipeline.flow.plan import Plan, Stages, load_refiner
-from pipeline.flow.session import Placement, terminated_as_exit
+from pipeline.flow.session import Placement, stopped_by_signals
 
 __all__ = [
     "Metrics",
@@ -15,5 +15,5 @@ __all__ = [
     "map_blocks",
     "run_local",
     "run_ray",
-    "terminated_as_exit",
+    "stopped_by_signals",
 ]

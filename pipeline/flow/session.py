@@ -6,12 +6,20 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.records import InputError
+
+INSIST_SECONDS = 30.0
+"""How long a process may take to end after a signal before it is told again."""
+
+_insisting: list[threading.Timer] = []
+_open_contexts: list[Any] = []
+"""One for each `stopped_by_signals` that is not left: they nest, as Ray puts its own handlers in the place of ours."""
 
 
 @dataclass(frozen=True)
@@ -97,25 +105,46 @@ def ray_session() -> Iterator[None]:
         ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
     try:
         # Ray has put its own handler in the place of ours.
-        with terminated_as_exit():
+        with stopped_by_signals():
             yield
     finally:
         ray.shutdown()
 
 
 @contextmanager
-def terminated_as_exit() -> Iterator[None]:
-    """Let SIGTERM (`ray job stop`, a preempted node) unwind like Ctrl-C, so that the ledger is flushed."""
+def stopped_by_signals() -> Iterator[None]:
+    """Let SIGTERM (`ray job stop`, a preempted node) unwind like Ctrl-C, so that the ledger is flushed.
+
+    Either comes again where the process has not ended INSIST_SECONDS later, as an exception may be lost in a callback
+    and a cluster may not come to its end; after as long again the process ends at once. Only the main thread may ask
+    for it; elsewhere nothing changes.
+    """
 
     def leave(number: int, frame: Any) -> None:
+        for wait, end in ((INSIST_SECONDS, os.kill), (2 * INSIST_SECONDS, _end_at_once)):
+            timer = threading.Timer(wait, end, (os.getpid(), number))
+            timer.daemon = True
+            timer.start()
+            _insisting.append(timer)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
         sys.exit(128 + number)
 
     try:
-        before = signal.signal(signal.SIGTERM, leave)
-    except ValueError:  # only the main thread may set handlers
+        before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:
         yield
         return
+    _open_contexts.append(leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        _open_contexts.pop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        while not _open_contexts and _insisting:
+            _insisting.pop().cancel()
+
+
+def _end_at_once(pid: int, number: int) -> None:
+    os._exit(128 + number)

@@ -1,4 +1,6 @@
 import json
+import signal
+import time
 
 import cv2
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from model.checkpoint import CheckpointError
 from pipeline import flow
 from pipeline.config import RefineConfig
+from pipeline.flow import session
 from pipeline.flow.session import Placement, Pool, network_pool, selected_by
 from pipeline.guard import GuardConfig
 from pipeline.records import InputError
@@ -238,3 +241,16 @@ def test_a_label_is_a_key_and_a_value():
     assert selected_by(None) == {}
     with pytest.raises(InputError, match="label is 'extract': expected one of machines"):
         selected_by("extract")
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_request_to_stop_that_was_lost_comes_again(monkeypatch, number, raised):
+    monkeypatch.setattr(session, "INSIST_SECONDS", 0.3)
+    before = signal.getsignal(number)
+    with session.stopped_by_signals():
+        with session.stopped_by_signals(), pytest.raises(raised):
+            signal.raise_signal(number)
+        with pytest.raises(raised):
+            time.sleep(20)
+    assert signal.getsignal(number) == before
+    time.sleep(0.8)

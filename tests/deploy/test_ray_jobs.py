@@ -98,7 +98,8 @@ def test_a_submitted_job_takes_code_weights_pins_and_settings_along_and_nothing_
     create_package(str(ROOT), package, include_gitignore=True)
     names = zipfile.ZipFile(package).namelist()
     tops = {name.split("/")[0] for name in names if not name.endswith((".yaml", ".yml")) or "/" in name}
-    assert tops == {"constraints.txt", "jobs", "model", "pipeline"}
+    assert tops == {"constraints.txt", "deploy", "jobs", "model", "pipeline"}
+    assert [name for name in names if name.startswith("deploy/")] == ["deploy/requirements.txt"]
     assert "model/weights/hrnet18s_128.safetensors" in names
     assert not [name for name in names if "__pycache__" in name or "cluster" in name]
     assert package.stat().st_size < 20e6

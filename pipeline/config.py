@@ -70,8 +70,8 @@ class RefineConfig:
     """What runs the network on a CPU; `auto` is OpenVINO where it is installed."""
     batch_size: int | None = None
     """Patches per network batch; the default suits the device."""
-    frames_per_block: int = 8
-    """Frames that travel, and are committed, together."""
+    frames_per_block: int | None = None
+    """Frames that travel and are committed together; by default as many as have about 1,000 patches, 8,000 on GPUs."""
     workers: int | None = None
     """Network processes at most; default one per GPU, or one per machine without any."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -105,12 +105,12 @@ class RefineConfig:
     def __post_init__(self) -> None:
         if self.nms_threshold is not None and not 0 < self.nms_threshold < 1:
             raise InputError(f"nms_threshold is {self.nms_threshold}: expected a number between 0 and 1")
-        for name, least in (("patch_size", 8), ("padding", 0), ("frames_per_block", 1)):
+        for name, least in (("patch_size", 8), ("padding", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}: expected at least {least}")
         if not self.gpus_per_worker > 0:
             raise InputError(f"gpus_per_worker is {self.gpus_per_worker}: expected a number above 0")
-        for name in ("batch_size", "workers", "limit"):
+        for name in ("batch_size", "frames_per_block", "workers", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}: expected at least 1")

@@ -128,7 +128,8 @@ def isolated(memory_bytes: int | None = None) -> Iterator[Isolated]:
 
 
 @atexit.register
-def _close_idle() -> None:
+def close_idle() -> None:
+    """End the children that nobody has borrowed."""
     while _idle:
         _idle.pop().close()
 

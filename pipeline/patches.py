@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 
@@ -17,9 +18,13 @@ def crop(
     side = (int(boxes[0, 2] - boxes[0, 0]) if len(boxes) else 0) + 2 * padding
     out = np.zeros((len(boxes), side, side, 4), np.uint8)
     binary = (coarse != 0).view(np.uint8)
-    for patch, (x1, y1) in zip(out, (boxes[:, :2] - padding).tolist()):
-        _copy(patch[..., :3], image, x1, y1)
-        _copy(patch[..., 3], binary, x1 - origin[0], y1 - origin[1])
+    for patch, (x, y) in zip(out, (boxes[:, :2] - padding).tolist()):
+        part = image[max(y, 0) : max(y + side, 0), max(x, 0) : max(x + side, 0)]
+        if part.size:
+            # Several times faster than numpy at moving three bytes of four.
+            inside = patch[max(-y, 0) :, max(-x, 0) :][: part.shape[0], : part.shape[1]]
+            cv2.mixChannels([part], [inside], [0, 0, 1, 1, 2, 2])
+        _copy(patch[..., 3], binary, x - origin[0], y - origin[1])
     return out
 
 
@@ -48,25 +53,21 @@ def paste(
     Returns the refined mask (h', w') bool over the union of the coarse box and all patches, that union's origin (x,
     y), and the mean foreground probability (h', w') float32, NaN where no patch covers.
     """
-    (x0, y0), (width, height) = origin, frame_size
+    (x0, y0), (h, w) = origin, coarse.shape
+    left, top, right, bottom = x0, y0, x0 + w, y0 + h
     if len(boxes):
-        left, top = min(x0, int(boxes[:, 0].min())), min(y0, int(boxes[:, 1].min()))
-        right = min(max(x0 + coarse.shape[1], int(boxes[:, 2].max())), width)
-        bottom = min(max(y0 + coarse.shape[0], int(boxes[:, 3].max())), height)
-    else:
-        left, top, right, bottom = x0, y0, x0 + coarse.shape[1], y0 + coarse.shape[0]
+        left, top = np.minimum(boxes[:, :2].min(axis=0), (left, top)).tolist()
+        right, bottom = np.minimum(np.maximum(boxes[:, 2:].max(axis=0), (right, bottom)), frame_size).tolist()
     refined = np.zeros((bottom - top, right - left), bool)
-    refined[y0 - top : y0 - top + coarse.shape[0], x0 - left : x0 - left + coarse.shape[1]] = coarse != 0
+    refined[y0 - top : y0 - top + h, x0 - left : x0 - left + w] = coarse != 0
     total = np.zeros(refined.shape, np.uint32)
     count = np.zeros(refined.shape, np.uint16)
-    for (x1, y1, x2, y2), probability in zip(boxes.tolist(), probabilities):
-        window = slice(y1 - top, min(y2, bottom) - top), slice(x1 - left, min(x2, right) - left)
-        part = probability[: window[0].stop - window[0].start, : window[1].stop - window[1].start]
-        total[window] += part
-        count[window] += 1
-    covered = count > 0
+    for (x1, y1, x2, y2), probability in zip((boxes - (left, top, left, top)).tolist(), probabilities):
+        covered = total[y1:y2, x1:x2]
+        covered += probability[: covered.shape[0], : covered.shape[1]]
+        count[y1:y2, x1:x2] += 1
     one = np.iinfo(probabilities.dtype).max
-    refined[covered] = (2 * total > count * np.uint32(one))[covered]
+    np.copyto(refined, 2 * total > count * np.uint32(one), where=count > 0)
     with np.errstate(invalid="ignore"):
-        mean = (total / (count * np.float32(one))).astype(np.float32)
+        mean = total.astype(np.float32) / (count * np.float32(one))
     return refined, (left, top), mean

@@ -55,6 +55,14 @@ def boundary_strength(mask: np.ndarray) -> np.ndarray:
     return np.minimum(s, 9 - s)
 
 
+def _framed(array: np.ndarray, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+    """As np.pad with zeros, which takes a third of the time of a proposal."""
+    height, width = array.shape
+    framed = np.zeros((top + height + bottom, left + width + right), array.dtype)
+    framed[top : top + height, left : left + width] = array
+    return framed
+
+
 @lru_cache(maxsize=64)
 def _closeness(nms_threshold: float, patch_px: int) -> np.ndarray:
     """(2r+1, 2r+1) uint8, what a kept box in the centre means to candidates at each offset, r <= `patch_px`.
@@ -86,7 +94,7 @@ def suppress(strength: np.ndarray, nms_threshold: float, patch_px: int, tie_orde
     """
     stamp = _closeness(nms_threshold, patch_px)
     reach = len(stamp) // 2
-    strength = np.pad(strength, reach)
+    strength = _framed(strength, reach, reach, reach, reach)
     closeness = np.zeros_like(strength)
     boundary = np.flatnonzero(strength != 0)
     levels = strength.ravel()[boundary]
@@ -152,12 +160,11 @@ def propose(
     left, top = min(x0, 1), min(y0, 1)
     right = min(width - x0 - coarse.shape[1], 1)
     bottom = min(height - y0 - coarse.shape[0], 1)
-    strength = boundary_strength(np.pad(coarse, ((top, bottom), (left, right))))
+    strength = boundary_strength(_framed(coarse, top, bottom, left, right))
     centres = suppress(strength, nms_threshold, patch_px, tie_order) + np.array([x0 - left, y0 - top], np.int32)
     half = patch_px // 2
     boxes = np.concatenate([centres - half, centres - half + patch_px], axis=1)
     boxes = move_into_frame(boxes, width, height, parity)
     if not parity:
-        first = np.unique(boxes, axis=0, return_index=True)[1]
-        boxes = boxes[np.sort(first)]
+        boxes = np.array(list(dict.fromkeys(map(tuple, boxes.tolist()))), np.int32).reshape(-1, 4)
     return boxes

@@ -184,7 +184,7 @@ def _blocks_of_receipts(
     """
     if rejected := [Work(ref.frame_id, error=ref.error, file_name=ref.file_name) for ref in todo if ref.error]:
         yield commit(rejected, writer)
-    sound, size = [ref for ref in todo if not ref.error], config.frames_per_block
+    sound = [ref for ref in todo if not ref.error]
     if not sound:
         return
     from model.checkpoint import load
@@ -194,7 +194,8 @@ def _blocks_of_receipts(
     plan = flow.Plan(
         flow.Stages(reader, writer, config.images, cutting, config.guard, config.limits),
         partial(flow.load_refiner, config.checkpoint, config.precision, config.batch_size, backend_of(config)),
-        [sound[i : i + size] for i in range(0, len(sound), size)],
+        sound,
+        config.frames_per_block,
         place,
     )
     if config.local:

@@ -45,9 +45,9 @@ class Cutting:
     parity: bool = False
 
     @property
-    def frame_bytes(self) -> int:
-        """Bytes of the patches of a frame with many of them, by which memory is planned."""
-        return 400 * 4 * (self.patch_px + 2 * self.padding) ** 2
+    def patch_bytes(self) -> int:
+        """Bytes of a patch on its way to the network."""
+        return 4 * (self.patch_px + 2 * self.padding) ** 2
 
 
 @dataclass(slots=True)

@@ -138,15 +138,16 @@ def job_table(jobs: Sequence[EndToEnd]) -> str:
 
 SCALE_HEAD = (
     f"{'frames':>8}{'actors':>8}{'delay s':>9}{'frames/s':>10}{'start s':>9}{'wall s':>8}"
-    f"{'driver MB':>11}{'before':>8}{'ms/block':>10}"
+    f"{'driver MB':>11}{'before':>8}{'ms/block':>10}{'wait ms':>9}"
 )
 
 
 def scale_line(run: ScaleRun) -> str:
-    """One simulated run, under SCALE_HEAD; ms/block is the driver's CPU."""
+    """One simulated run, under SCALE_HEAD; ms/block is the driver's CPU, `wait` an actor's for each block."""
     return (
         f"{run.frames:8d}{run.actors:8d}{run.delay_s:9.2f}{run.frames_per_s:10.1f}{run.start_s:9.1f}"
         f"{run.wall_s:8.1f}{run.driver_peak_mb:11.0f}{run.driver_before_mb:8.0f}{run.driver_ms_per_block:10.1f}"
+        f"{run.wait_ms:9.1f}"
     )
 
 

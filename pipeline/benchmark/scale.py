@@ -41,7 +41,7 @@ class ScaleRun:
     delay_s: float
     """What the stand-in takes for a block."""
     frames_per_s: float
-    """Of the second half of the dump, when all actors are up."""
+    """Of the second half of the dump, when all actors are up, but for its last blocks."""
     start_s: float
     """From the call of the flow to the first receipt."""
     wall_s: float
@@ -49,7 +49,9 @@ class ScaleRun:
     """Memory of the driver with the dump listed, before the flow."""
     driver_peak_mb: float
     driver_ms_per_block: float
-    """CPU milliseconds of the driver, in the second half."""
+    """CPU milliseconds of the driver, at the same time."""
+    wait_ms: float
+    """What an actor waits for a block, at the same time."""
 
     @property
     def ms_per_block(self) -> float:
@@ -118,32 +120,36 @@ def _drive(frames: int, actors: int, delay_s: float) -> ScaleRun:
         ledger.open({})
         refs = [FrameRef(f"made_{number:09d}", DRAWN, identity=f"{number:032x}") for number in range(frames)]
         stages = Stages(MadeReader(), NoWriter(), folder, Cutting(0.25), GuardConfig(), LimitsConfig())
-        blocks = [refs[i : i + BLOCK_FRAMES] for i in range(0, frames, BLOCK_FRAMES)]
         progress = Progress(frames, 0, log=lambda line: None)
         before = _memory_mb("VmRSS")
         started = time.perf_counter()
         arrivals: list[float] = []
         cpu: list[float] = []
-        plan = Plan(stages, partial(Waiting, delay_s), blocks)
+        waits: list[float] = []
+        plan = Plan(stages, partial(Waiting, delay_s), refs, BLOCK_FRAMES)
         for receipts in run_ray(plan, Placement("spread", workers=actors)):
             ledger.record(receipts)
             progress.update(receipts)
             arrivals.append(time.perf_counter())
             cpu.append(time.process_time())
+            waits.append(sum(receipt.seconds.get("wait", 0.0) for receipt in receipts))
         if progress.frames != frames:
             raise RuntimeError(f"{frames - progress.frames} simulated frames were set aside: {ledger.aside}"[:1000])
+        # At first not all actors are up, and at last not all have a block.
         half = len(arrivals) // 2
-        timed = len(arrivals) - 1 - half
+        last = len(arrivals) - 1 - min(2 * actors, half // 2)
+        timed = last - half
         return ScaleRun(
             frames,
             actors,
             delay_s,
-            frames_per_s=timed * BLOCK_FRAMES / (arrivals[-1] - arrivals[half]),
+            frames_per_s=timed * BLOCK_FRAMES / (arrivals[last] - arrivals[half]),
             start_s=arrivals[0] - started,
             wall_s=arrivals[-1] - started,
             driver_before_mb=before,
             driver_peak_mb=_memory_mb("VmHWM"),
-            driver_ms_per_block=(cpu[-1] - cpu[half]) / timed * 1e3,
+            driver_ms_per_block=(cpu[last] - cpu[half]) / timed * 1e3,
+            wait_ms=float(np.mean(waits[half:last])) * 1e3,
         )
 
 

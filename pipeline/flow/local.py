@@ -2,34 +2,65 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.flow.blocks import UNKNOWN, in_blocks, patches_per_frame
 from pipeline.flow.plan import Plan, Stages
 from pipeline.records import FrameRef
 from pipeline.stages import Receipt, Work
 
+if TYPE_CHECKING:
+    from model import Refiner
 
-def run_local(plan: Plan, helpers: int = 1, network_isolated: bool = False) -> Iterator[list[Receipt]]:
+
+def run_local(plan: Plan) -> Iterator[list[Receipt]]:
+    """Refine all frames on this machine; yields the receipts of each block, in order."""
+    import torch
+
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gpus = torch.cuda.is_available()
+    per_frame = patches_per_frame(plan) if _reaches_children(plan.stages) else UNKNOWN
+    blocks = in_blocks(plan, per_frame, gpus=gpus).frames
+    yield from refine_blocks(plan.stages, plan.load_refiner, blocks, helpers_beside(cpus, gpus))
+
+
+def helpers_beside(cpus: int, gpus: bool) -> int:
+    """Processes that read and write beside a network process which has so many CPUs to itself.
+
+    Where it computes on them, a quarter of them is more than reading and writing need.
+    """
+    return max(1, cpus - 1 if gpus else cpus // 4)
+
+
+def refine_blocks(
+    stages: Stages,
+    load_refiner: Callable[[], Refiner],
+    blocks: Iterable[list[FrameRef]],
+    helpers: int,
+    network_isolated: bool = False,
+) -> Iterator[list[Receipt]]:
     """Yields the receipts of each block, in order.
 
     While the network refines one block, `helpers` threads read the next ones and write the last. What they do to a
     frame happens in a child process each, so that a frame that crashes or hangs it is set aside like any other fault;
     with `network_isolated` so does what the network does.
     """
-    stages, alone = plan.stages, not _reaches_children(plan.stages)
-    refiner = None if network_isolated else plan.load_refiner()
+    alone = not _reaches_children(stages)
+    refiner = None if network_isolated else load_refiner()
     with ThreadPoolExecutor(helpers) as threads:
         upcoming: deque[Future[list[tuple[Work, np.ndarray]]]] = deque()
         written: deque[Future[list[Receipt]]] = deque()
-        blocks = iter(plan.blocks)
+        ahead = iter(blocks)
 
         def read_ahead() -> None:
-            while len(upcoming) <= helpers and (block := next(blocks, None)):
+            while len(upcoming) <= helpers and (block := next(ahead, None)):
                 upcoming.append(threads.submit(_read, stages, block, alone))
 
         try:
@@ -42,7 +73,7 @@ def run_local(plan: Plan, helpers: int = 1, network_isolated: bool = False) -> I
                 works, patches = [work for work, _ in extracted], [part for _, part in extracted]
                 works[0].seconds["wait"] = waited
                 if refiner is None:
-                    works, probabilities = stages.refine_isolated(works, patches, plan.load_refiner)
+                    works, probabilities = stages.refine_isolated(works, patches, load_refiner)
                 else:
                     probabilities = stages.refine(works, patches, refiner)
                 written.append(threads.submit(_write, stages, works, probabilities, alone))

@@ -17,26 +17,29 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.flow.local import run_local
+from pipeline.flow.blocks import Blocks, in_blocks, patches_per_frame
+from pipeline.flow.local import refine_blocks
 from pipeline.flow.plan import Plan, Stages
 from pipeline.flow.session import Placement, Pool, alive_nodes, network_pool, ray_session, selected_by
+from pipeline.isolation import close_idle
 from pipeline.records import InputError
 from pipeline.stages import Receipt
 
 if TYPE_CHECKING:
     from model import Refiner
 
-_BACKLOG_BLOCKS = 4
-"""Blocks that may wait in memory for each network process, so that it never waits for one."""
+_BACKLOG_BLOCKS = 12
+"""Blocks of mean size that may wait in memory for each network process, so that it never waits for one."""
 
-_FUSED_BLOCKS = 8
+_FUSED_BLOCKS = 16
 """Blocks that a fused actor is given at once, so that it reads the next while it refines one."""
 
 _SUSPECT = 2
@@ -52,7 +55,9 @@ def run_ray(plan: Plan, wish: Placement) -> Iterator[list[Receipt]]:
     """
     from ray.data import DataContext
 
-    with ray_session():
+    sampling = ThreadPoolExecutor(1)
+    sample = sampling.submit(patches_per_frame, plan)
+    with sampling, ray_session():
         nodes = [node["Resources"] for node in alive_nodes()]
         pool = network_pool(nodes, wish)
         mode = wish.mode
@@ -65,29 +70,32 @@ def run_ray(plan: Plan, wish: Placement) -> Iterator[list[Receipt]]:
         patience = 600 if any(node.get(kind) for node in nodes) else 1800
         context.execution_no_progress_timeout_s = int(max(patience, 4 * plan.stages.limits.seconds))
         with DataContext.current(context), _one_line_for_faults():
-            plan.place.update(placement=mode, machines=len(nodes), pool=asdict(pool))
-            rows = (_fused if mode == "fused" else _spread)(plan, wish, pool, context)
+            cpus, gpus = sum(node.get("CPU", 0) for node in nodes), kind == "GPU"
+            blocks = in_blocks(plan, sample.result(), processes=pool.size, cpus=cpus, gpus=gpus)
+            close_idle()
+            size = len(blocks.frames[0])
+            plan.place.update(placement=mode, machines=len(nodes), pool=asdict(pool), frames_per_block=size)
+            rows = (_fused if mode == "fused" else _spread)(plan, blocks, wish, pool, context)
             for batch in rows.iter_batches(batch_size=None, prefetch_batches=0):
                 for receipts in batch["receipts"]:
                     yield pickle.loads(receipts)
             plan.place["ray_data_stats"] = rows.stats()
 
 
-def _spread(plan: Plan, wish: Placement, pool: Pool, context: Any) -> Any:
-    import ray
+def _spread(plan: Plan, blocks: Blocks, wish: Placement, pool: Pool, context: Any) -> Any:
     from ray.data import ActorPoolStrategy, ExecutionResources
 
     # Without a limit everything is cut long before the network gets to it, and waits in memory.
     attempts, at = _count_attempts(), selected_by(wish.extract_label)
-    backlog = _BACKLOG_BLOCKS * pool.size * len(plan.blocks[0]) * plan.stages.cutting.frame_bytes
+    backlog = _BACKLOG_BLOCKS * pool.size * blocks.patches * plan.stages.cutting.patch_bytes
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=backlog)
     return (
-        ray.data.read_datasource(_blocks_source(plan.blocks))
-        .map(partial(_extract_row, stages=plan.stages, attempts=attempts), **at)
+        _read_blocks(blocks.frames)
+        .map_batches(partial(_extract_batch, stages=plan.stages, attempts=attempts), batch_size=None, **at)
         .map_batches(
             _RefineActor,
             fn_constructor_args=(plan.stages, plan.load_refiner, pool.threads, attempts),
-            batch_size=len(plan.blocks[0]),
+            batch_size=len(blocks.frames[0]),
             compute=ActorPoolStrategy(min_size=1, initial_size=pool.size, max_size=pool.size),
             **pool.resources,
             **selected_by(wish.refine_label),
@@ -96,16 +104,15 @@ def _spread(plan: Plan, wish: Placement, pool: Pool, context: Any) -> Any:
     )
 
 
-def _fused(plan: Plan, wish: Placement, pool: Pool, context: Any) -> Any:
-    import ray
+def _fused(plan: Plan, blocks: Blocks, wish: Placement, pool: Pool, context: Any) -> Any:
     from ray.data import ActorPoolStrategy
 
     # Every row of receipts leaves the actor at once: what has not left it is done again when it dies.
     context.target_max_block_size = 1
-    at_once = max(1, min(_FUSED_BLOCKS, len(plan.blocks) // pool.size))
-    return ray.data.read_datasource(_blocks_source([[block] for block in plan.blocks])).map_batches(
+    at_once = max(1, min(_FUSED_BLOCKS, len(blocks.frames) // pool.size))
+    return _read_blocks([[block] for block in blocks.frames]).map_batches(
         _WholeActor,
-        fn_constructor_args=(replace(plan, blocks=[]), pool.threads, _count_attempts()),
+        fn_constructor_args=(plan.stages, plan.load_refiner, pool.threads, pool.helpers, _count_attempts()),
         batch_size=at_once,
         compute=ActorPoolStrategy(min_size=1, initial_size=pool.size, max_size=pool.size),
         **pool.resources,
@@ -118,12 +125,11 @@ def map_blocks(blocks: list[list[Any]], work: Callable[[list[Any]], Any], *, loc
     if local:
         yield from map(work, blocks)
         return
-    import ray
     from ray.data import DataContext
 
     with ray_session(), DataContext.current(_data_context()), _one_line_for_faults():
         # A whole block is one row: Ray Data puts small blocks together as it likes.
-        rows = ray.data.read_datasource(_blocks_source([[block] for block in blocks]))
+        rows = _read_blocks([[block] for block in blocks])
         results = rows.map_batches(partial(_work_batch, work=work, attempts=_count_attempts()), batch_size=None)
         for batch in results.iter_batches(batch_size=None, prefetch_batches=0):
             yield from map(pickle.loads, batch["result"])
@@ -212,15 +218,18 @@ def _attempt(attempts: Any, stage: str, key: str) -> Iterator[int]:
     attempts.end.remote(f"{stage} {key}")
 
 
-def _extract_row(row: dict[str, Any], stages: Stages, attempts: Any) -> dict[str, Any]:
-    ref = pickle.loads(row["item"])
-    with _attempt(attempts, "extract", ref.frame_id) as earlier:
-        if earlier:
-            work, patches = stages.extract_isolated(ref)
-        else:
-            with _ended_after(stages.limits.seconds):
-                work, patches = stages.extract(ref)
-    return {"work": pickle.dumps(work), "patches": patches}
+def _extract_batch(batch: dict[str, np.ndarray], stages: Stages, attempts: Any) -> dict[str, np.ndarray]:
+    works, patches = [], np.empty(len(batch["item"]), object)
+    refs = [pickle.loads(item) for item in batch["item"]]
+    with _attempt(attempts, "extract", refs[0].frame_id) as earlier:
+        for i, ref in enumerate(refs):
+            if earlier:
+                work, patches[i] = stages.extract_isolated(ref)
+            else:
+                with _ended_after(stages.limits.seconds):
+                    work, patches[i] = stages.extract(ref)
+            works.append(pickle.dumps(work))
+    return {"work": np.array(works, object), "patches": patches}
 
 
 @contextmanager
@@ -290,25 +299,27 @@ def _write_batch(batch: dict[str, np.ndarray], stages: Stages, attempts: Any) ->
 
 
 class _WholeActor:
-    def __init__(self, plan: Plan, threads: int, attempts: Any) -> None:
-        self.plan, self.attempts, self.network = plan, attempts, _Network(plan.load_refiner, threads)
+    def __init__(self, stages: Stages, load: Callable[[], Refiner], threads: int, helpers: int, attempts: Any) -> None:
+        self.stages, self.load, self.helpers, self.attempts = stages, load, helpers, attempts
+        self.network = _Network(load, threads)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         blocks = [pickle.loads(block) for block in batch["item"]]
         with _attempt(self.attempts, "fused", blocks[0][0].frame_id) as earlier:
             suspect = earlier >= _SUSPECT
-            plan = replace(self.plan, blocks=blocks, load_refiner=self.plan.load_refiner if suspect else self.network)
-            for receipts in run_local(plan, network_isolated=suspect):
+            load = self.load if suspect else self.network
+            for receipts in refine_blocks(self.stages, load, blocks, self.helpers, network_isolated=suspect):
                 yield {"receipts": np.array([pickle.dumps(receipts)], object)}
 
 
-def _blocks_source(blocks: list[list[Any]]) -> Any:
-    """A Ray Data source with one read task per block, so that a block is a unit of work and of repetition."""
+def _read_blocks(blocks: list[list[Any]]) -> Any:
+    """A Ray data set with one read task per block, so that a block is a unit of work and of repetition."""
     import pyarrow as pa
+    import ray
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
 
-    class Blocks(Datasource):
+    class Source(Datasource):
         def estimate_inmemory_data_size(self) -> None:
             return None
 
@@ -322,4 +333,5 @@ def _blocks_source(blocks: list[list[Any]]) -> Any:
                 tasks.append(ReadTask(lambda rows=rows: [pa.table({"item": pa.array(rows, pa.binary())})], metadata))
             return tasks
 
-    return Blocks()
+    # Unless told how many there are, Ray Data splits blocks until they are hundreds.
+    return ray.data.read_datasource(Source(), override_num_blocks=len(blocks))

@@ -99,11 +99,13 @@ class Stages:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run: its stages, its network, and the frames to do, in groups that are refined and committed together."""
+    """A run: its stages, its network, and the frames to do."""
 
     stages: Stages
     load_refiner: Callable[[], Refiner]
-    blocks: list[list[FrameRef]]
+    refs: list[FrameRef]
+    frames_per_block: int | None = None
+    """Frames that are refined and committed together; by their patches (`blocks`) where None."""
     place: dict[str, Any] = field(default_factory=dict)
     """Where it runs, told by what runs it: `placement`, number of `machines`, `pool`, `ray_data_stats`."""
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.flow.local import helpers_beside
 from pipeline.records import InputError
 
 INSIST_SECONDS = 30.0
@@ -55,6 +56,8 @@ class Pool:
     """What each reserves of its machine, as Ray names it."""
     threads: int
     """CPU threads each computes with."""
+    helpers: int
+    """Processes each reads and writes with, where it is fused."""
 
 
 def network_pool(nodes: Sequence[Mapping[str, float]], wish: Placement) -> Pool:
@@ -70,16 +73,18 @@ def network_pool(nodes: Sequence[Mapping[str, float]], wish: Placement) -> Pool:
         raise InputError("device is gpu and no machine with one is up: expected --workers to say how many may come")
     if wish.device == "gpu" or (gpus and wish.device == "auto"):
         size = workers or max(1, int(gpus / wish.gpus_per_worker))
-        return Pool(size, {"num_gpus": wish.gpus_per_worker, "num_cpus": 0}, 1)
+        beside = [node.get("CPU", 0) * wish.gpus_per_worker / node["GPU"] for node in nodes if node.get("GPU")]
+        helpers = helpers_beside(int(min(beside, default=1)), gpus=True)
+        return Pool(size, {"num_gpus": wish.gpus_per_worker, "num_cpus": 0}, 1, helpers)
     cpus = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
     if not cpus:
         # An autoscaler has still to start them, and does so only for what is reserved.
-        return Pool(workers or 1, {"num_cpus": 0.99}, 1)
+        return Pool(workers or 1, {"num_cpus": 0.99}, 1, 1)
     size = workers or len(cpus)
     share = next((s for s in range(max(cpus), 1, -1) if sum(count // s for count in cpus) >= size), 1)
     reserved = share - max(1, share // 4)
     # Not a whole number: Ray Data would run cutting inside the network's process if both reserved the same.
-    return Pool(size, {"num_cpus": reserved - 0.01 if reserved else 0}, share)
+    return Pool(size, {"num_cpus": reserved - 0.01 if reserved else 0}, share, helpers_beside(share, gpus=False))
 
 
 def alive_nodes() -> list[dict[str, Any]]:

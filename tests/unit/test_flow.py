@@ -212,13 +212,13 @@ def test_a_dump_without_frames_is_an_error_that_names_it(tmp_path, checkpoint_pa
 @pytest.mark.parametrize(
     ("nodes", "workers", "expected"),
     [
-        ([{"CPU": 2.0}], None, Pool(1, {"num_cpus": 0.99}, 2)),
-        ([{"CPU": 1.0}], None, Pool(1, {"num_cpus": 0}, 1)),
-        ([{"CPU": 16.0}] * 4, None, Pool(4, {"num_cpus": 11.99}, 16)),
-        ([{"CPU": 16.0}] * 4, 1, Pool(1, {"num_cpus": 11.99}, 16)),
-        ([{"CPU": 16.0}, {"CPU": 4.0}, {"CPU": 4.0}], 6, Pool(6, {"num_cpus": 2.99}, 4)),
-        ([{"CPU": 16.0, "GPU": 2.0}], None, Pool(2, {"num_gpus": 1.0, "num_cpus": 0}, 1)),
-        ([{"CPU": 16.0, "GPU": 2.0}], 1, Pool(1, {"num_gpus": 1.0, "num_cpus": 0}, 1)),
+        ([{"CPU": 2.0}], None, Pool(1, {"num_cpus": 0.99}, 2, 1)),
+        ([{"CPU": 1.0}], None, Pool(1, {"num_cpus": 0}, 1, 1)),
+        ([{"CPU": 16.0}] * 4, None, Pool(4, {"num_cpus": 11.99}, 16, 4)),
+        ([{"CPU": 16.0}] * 4, 1, Pool(1, {"num_cpus": 11.99}, 16, 4)),
+        ([{"CPU": 16.0}, {"CPU": 4.0}, {"CPU": 4.0}], 6, Pool(6, {"num_cpus": 2.99}, 4, 1)),
+        ([{"CPU": 16.0, "GPU": 2.0}], None, Pool(2, {"num_gpus": 1.0, "num_cpus": 0}, 1, 7)),
+        ([{"CPU": 16.0, "GPU": 2.0}], 1, Pool(1, {"num_gpus": 1.0, "num_cpus": 0}, 1, 7)),
     ],
 )
 def test_network_processes_fit_the_machines_and_leave_cpus_for_the_other_stages(nodes, workers, expected):
@@ -227,7 +227,8 @@ def test_network_processes_fit_the_machines_and_leave_cpus_for_the_other_stages(
 
 def test_gpus_that_an_autoscaler_will_start_are_waited_for_in_a_known_number():
     nothing_up = [{"CPU": 1.0}]
-    assert network_pool(nothing_up, Placement(device="gpu", workers=4)) == Pool(4, {"num_gpus": 1.0, "num_cpus": 0}, 1)
+    expected = Pool(4, {"num_gpus": 1.0, "num_cpus": 0}, 1, 1)
+    assert network_pool(nothing_up, Placement(device="gpu", workers=4)) == expected
     with pytest.raises(InputError, match="expected --workers to say how many may come"):
         network_pool(nothing_up, Placement(device="gpu"))
 

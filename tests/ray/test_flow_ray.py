@@ -1,3 +1,5 @@
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,14 @@ def test_a_run_started_again_on_a_cluster_does_only_what_is_missing(cluster, tmp
     assert (first.frames, first.done_before) == (3, 0)
     assert (second.frames, second.done_before) == (2, 3)
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def test_on_a_cluster_a_block_stays_whole_through_every_stage(cluster, tmp_path, checkpoint_path):
+    dump = make_dump(tmp_path / "dump", frames=7)
+    config = dump.config("cityscapes", tmp_path / "out", checkpoint_path, placement="spread", frames_per_block=2)
+    refine_dump(config, log=lambda _: None)
+    (record,) = (tmp_path / "out" / "_ledger" / "runs").iterdir()
+    place = json.loads(record.read_text())["place"]
+    assert place["frames_per_block"] == 2
+    stages = re.findall(r"Operator \d+ (.*): (\d+) tasks executed, (\d+) blocks", place["ray_data_stats"])
+    assert [counts for _, *counts in stages] == [["4", "4"]] * 3, stages

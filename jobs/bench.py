@@ -61,7 +61,7 @@ class BenchConfig:
     gpu_patches_per_s: float = 3000.0
     """Rate of one GPU that the cost model assumes."""
     network: bool = False
-    """Every way to run the network on a CPU, on patches of the demo's photographs, beside the reference's."""
+    """Every way to run the network here, on patches of the demo's photographs, beside the reference's."""
     memory: bool = False
     """Peak memory of the job on ten times the frames, beside that on the frames."""
     prepare: bool = False

@@ -1,4 +1,4 @@
-"""How fast the network runs on this machine's CPU, way by way, and what each way changes in the masks."""
+"""How fast the network runs on this machine, way by way, and what each way changes in the masks."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def rates(
     seconds: float = 1.0,
     checked: int = 256,
 ) -> list[Rate]:
-    """Measure every way there is here on patches (N, P, P, 4) uint8, from crops to probabilities.
+    """Measure every way there is here on patches (N, P, P, 4) uint8, from crops to probabilities, GPUs included.
 
     The ways take turns, so that noise and a drifting clock hit all alike: `repetitions` turns of about `seconds` each.
     Masks are compared on the first `checked` patches; that means something only for photographs and trained weights.
     """
     threads = threads or torch.get_num_threads()
-    ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {REFERENCE: _reference(path_or_name, threads)}
+    ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {REFERENCE: _reference(path_or_name, threads, "cpu")}
     least = {REFERENCE: 4}
     for backend in ("torch", "openvino") if resolve_backend("auto") == "openvino" else ("torch",):
         for precision in ("fp32", "bf16"):
@@ -65,6 +65,11 @@ def rates(
                 continue
             ways[f"{backend} {precision}"] = refiner.probabilities
             least[f"{backend} {precision}"] = refiner.batch_size * threads
+    if torch.cuda.is_available():
+        ways[f"gpu {REFERENCE}"], least[f"gpu {REFERENCE}"] = _reference(path_or_name, threads, "cuda"), 4
+        for precision in ("fp32", "fp16", "bf16"):
+            refiner = Refiner.from_checkpoint(path_or_name, device="cuda", precision=precision)
+            ways[f"gpu {precision}"], least[f"gpu {precision}"] = refiner.probabilities, 4 * refiner.batch_size
     counts = {name: _count(way, patches, least[name], seconds) for name, way in ways.items()}
     walls: dict[str, list[float]] = {name: [] for name in ways}
     cpus: dict[str, list[float]] = {name: [] for name in ways}
@@ -107,9 +112,9 @@ def table(rows: Sequence[Rate]) -> str:
     return "\n".join(lines)
 
 
-def _reference(path_or_name: str, threads: int) -> Callable[[np.ndarray], np.ndarray]:
+def _reference(path_or_name: str, threads: int, device: str) -> Callable[[np.ndarray], np.ndarray]:
     """One patch at a time through the network as it was trained, with all threads, as the reference does."""
-    network = checkpoint.load(path_or_name)
+    network = checkpoint.load(path_or_name).to(device)
     side = network.config.input_px
 
     @torch.inference_mode()
@@ -119,10 +124,10 @@ def _reference(path_or_name: str, threads: int) -> Callable[[np.ndarray], np.nda
         torch.set_num_threads(threads)
         try:
             for probability, patch in zip(out, patches):
-                logits = network(network_input(torch.from_numpy(patch)[None], side).contiguous())
+                logits = network(network_input(torch.from_numpy(patch)[None].to(device), side).contiguous())
                 for size in (side, patches.shape[1]):
                     logits = F.interpolate(logits, size=(size, size), mode="bilinear", align_corners=False)
-                probability[:] = logits.softmax(1)[0, 1].mul_(65535).round_().numpy()
+                probability[:] = logits.softmax(1)[0, 1].mul_(65535).round_().cpu().numpy()
         finally:
             torch.set_num_threads(before)
         return out

@@ -40,7 +40,7 @@ def refined(monkeypatch):
     original = flow.run_local
 
     def run_local(plan):
-        seen.extend(ref.file_name for block in plan.blocks for ref in block)
+        seen.extend(ref.file_name for ref in plan.refs)
         return original(plan)
 
     monkeypatch.setattr(flow, "run_local", run_local)

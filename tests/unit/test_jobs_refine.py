@@ -315,15 +315,15 @@ def test_frames_whose_receipts_are_torn_are_refined_again(run, flags, tmp_path):
 
 
 def test_a_torn_part_is_one_line_and_its_frames_are_refined_again(run, flags, tmp_path):
-    assert run(*flags("coco", limit=2))[0] == 0
+    assert run(*flags("coco", limit=2, frames_per_block=2))[0] == 0
     (part,) = (tmp_path / "out" / "_ledger" / "parts").iterdir()
     whole = tree(tmp_path / "out")
     _truncated(part)
     (tmp_path / "out" / "refined.json").unlink()
-    status, _, error = run(*flags("coco", limit=2))
+    status, _, error = run(*flags("coco", limit=2, frames_per_block=2))
     assert status == 1
     assert _is_one_line(error, part, "the same command refines its 2 frames again")
-    assert run(*flags("coco", limit=2))[0] == 0
+    assert run(*flags("coco", limit=2, frames_per_block=2))[0] == 0
     assert tree(tmp_path / "out") == whole
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import sys
+from functools import lru_cache
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,16 @@ def _openvino() -> Any:
         if silenced:
             del sys.modules[reporting]
     return openvino
+
+
+@lru_cache(maxsize=1)
+def _core() -> openvino.Core:
+    """The one of this process, which never ends.
+
+    One that ended on another thread than it began on would take the stack with it on which the latter's signal handlers
+    run: the next Ctrl-C, or end of a child, would be a segmentation fault.
+    """
+    return _openvino().Core()
 
 
 class _AsOpenVino(fx.Interpreter):
@@ -109,8 +120,7 @@ class OpenVinoNetwork:
 
     def __init__(self, network: RefinementNetwork, precision: str, batch_size: int, threads: int) -> None:
         self.network, self.batch_size = network, batch_size
-        self.core = _openvino().Core()
-        if precision != "fp32" and precision.upper() not in self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if precision != "fp32" and precision.upper() not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ValueError(f"precision is '{precision}', in which this CPU cannot calculate: expected fp32")
         self.settings = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
@@ -126,7 +136,7 @@ class OpenVinoNetwork:
         """Compile for patches of this side, where that was not done yet."""
         if patch_px not in self.requests:
             model = as_openvino(self.network, self.batch_size, patch_px)
-            compiled = self.core.compile_model(model, "CPU", self.settings)
+            compiled = _core().compile_model(model, "CPU", self.settings)
             requests: SimpleQueue[openvino.InferRequest] = SimpleQueue()
             for _ in range(self.settings["NUM_STREAMS"]):
                 requests.put(compiled.create_infer_request())

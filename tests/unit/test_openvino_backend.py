@@ -60,8 +60,7 @@ def test_a_precision_that_the_cpu_lacks_is_refused(monkeypatch):
         def get_property(self, device, name):
             return ["FP32", "INT8"]
 
-    library = type("Library", (), {"Core": OldCore})
-    monkeypatch.setattr(openvino_backend, "_openvino", lambda: library)
+    monkeypatch.setattr(openvino_backend, "_core", OldCore)
     with pytest.raises(ValueError, match="precision is 'bf16', in which this CPU cannot calculate"):
         Refiner(seeded_network(), device="cpu", precision="bf16", backend="openvino")
 
@@ -92,3 +91,19 @@ def test_half_precision_stays_near(backend):
     difference = np.abs(half.probabilities(patches).astype(np.int32) - full.probabilities(patches))
     assert 0 < difference.max() < 0.2 * 65535
     assert half.arithmetic == f"cpu {backend} bf16"
+
+
+@needs_openvino
+def test_a_network_that_is_dropped_on_another_thread_leaves_signal_handlers_a_stack_to_run_on():
+    program = """
+import signal, subprocess, threading
+from model import Refiner
+
+held = [Refiner.from_checkpoint("hrnet18s_128", backend="openvino")]
+dropping = threading.Thread(target=held.clear)
+dropping.start()
+dropping.join()
+signal.signal(signal.SIGCHLD, lambda *_: print("handled"))
+subprocess.run(["true"])
+"""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "handled\n"

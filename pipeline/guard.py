@@ -88,12 +88,14 @@ def judge(coarse: np.ndarray, refined: np.ndarray, mean: np.ndarray, config: Gua
     if not config.enabled:
         return Verdict(refined, "refined", "")
     changed = coarse != refined
-    far = _far_pieces(changed, coarse, config.max_distance)
+    pixels = np.flatnonzero(changed)
+    far = _far_pieces(changed, pixels, coarse, config.max_distance)
     mask = refined
     if far.any():
-        mask = np.where(far, coarse, refined)
-        changed &= ~far
-    if changed.any() and (reason := _refusal(coarse, mask, mean[changed], config)):
+        mask = refined.copy()
+        mask.ravel()[pixels[far]] ^= True
+        pixels = pixels[~far]
+    if len(pixels) and (reason := _refusal(coarse, mask, mean.ravel()[pixels], config)):
         return Verdict(coarse, "rejected", reason)
     return Verdict(mask, "refined", "far_pieces" if mask is not refined else "")
 
@@ -114,16 +116,20 @@ def _refusal(coarse: np.ndarray, mask: np.ndarray, probabilities: np.ndarray, co
     return "uncertain" if confidence < config.min_confidence else ""
 
 
-def _far_pieces(changed: np.ndarray, coarse: np.ndarray, max_distance: int) -> np.ndarray:
-    """Connected components of the change without a pixel within `max_distance` of the coarse boundary: (h, w) bool.
+def _far_pieces(changed: np.ndarray, pixels: np.ndarray, coarse: np.ndarray, max_distance: int) -> np.ndarray:
+    """Which of the changed pixels are of components without a pixel within `max_distance` of the coarse boundary.
 
-    The pixels beside the boundary, on either side and diagonally too, are at distance 1.
+    `pixels` (n,) are the indices of those that are set in `changed` (h, w), flattened; returns (n,) bool. The pixels
+    beside the boundary, on either side and diagonally too, are at distance 1.
     """
     near = boundary_strength(coarse)
     if max_distance > 1:
         near = cv2.dilate(near, np.ones((2 * max_distance - 1,) * 2, np.uint8))
+    beside = near.ravel()[pixels] > 0
+    if beside.all():
+        return ~beside
     count, pieces = cv2.connectedComponents(changed.view(np.uint8), connectivity=8)
+    piece = pieces.ravel()[pixels]
     far = np.ones(count, bool)
-    far[pieces[near > 0]] = False
-    far[0] = False
-    return far[pieces]
+    far[piece[beside]] = False
+    return far[piece]

@@ -60,14 +60,15 @@ def paste(
         right, bottom = np.minimum(np.maximum(boxes[:, 2:].max(axis=0), (right, bottom)), frame_size).tolist()
     refined = np.zeros((bottom - top, right - left), bool)
     refined[y0 - top : y0 - top + h, x0 - left : x0 - left + w] = coarse != 0
-    total = np.zeros(refined.shape, np.uint32)
-    count = np.zeros(refined.shape, np.uint16)
+    # Whole numbers, and below 2**24 exact: 256 patches on one pixel.
+    total, full = np.zeros((2, *refined.shape), np.float32)
+    one = np.float32(np.iinfo(probabilities.dtype).max)
     for (x1, y1, x2, y2), probability in zip((boxes - (left, top, left, top)).tolist(), probabilities):
         covered = total[y1:y2, x1:x2]
-        covered += probability[: covered.shape[0], : covered.shape[1]]
-        count[y1:y2, x1:x2] += 1
-    one = np.iinfo(probabilities.dtype).max
-    np.copyto(refined, 2 * total > count * np.uint32(one), where=count > 0)
+        cv2.accumulate(probability[: covered.shape[0], : covered.shape[1]], covered)
+        full[y1:y2, x1:x2] += one
+    refined &= full == 0
+    refined |= total + total > full
     with np.errstate(invalid="ignore"):
-        mean = total.astype(np.float32) / (count * np.float32(one))
+        mean = np.divide(total, full, out=total)
     return refined, (left, top), mean

@@ -331,8 +331,9 @@ def _replace(
     refined, (left, top), mean = paste(instance.mask, (x0, y0), size, boxes, probabilities)
     coarse = np.zeros_like(refined)
     coarse[y0 - top : y0 - top + height, x0 - left : x0 - left + width] = instance.mask
-    band = (boundary_strength(refined) > 0) & ~np.isnan(mean)
-    instance.confidence = float(np.abs(2 * mean[band] - 1).mean()) if band.any() else 1.0
+    band = mean[boundary_strength(refined) > 0]
+    band = band[~np.isnan(band)]
+    instance.confidence = float(np.abs(2 * band - 1).mean()) if len(band) else 1.0
     mask, instance.status, instance.reason = judge(coarse, refined, mean, guard)
     if instance.status == "refined":
         instance.changed_pixels = int(np.count_nonzero(mask != coarse))

@@ -75,6 +75,15 @@ def test_an_average_of_exactly_one_half_is_background():
     assert np.all(mean == 0.5)
 
 
+def test_one_step_above_one_half_decides_however_many_patches_cover_a_pixel():
+    boxes = np.tile(np.array([0, 0, 64, 64], np.int32), (256, 1))
+    probabilities = np.zeros((256, 64, 64), np.uint16)
+    probabilities[::2] = 65535
+    probabilities[1, 5, 6] = 1
+    refined, _, _ = paste(np.ones((64, 64), bool), (0, 0), (64, 64), boxes, probabilities)
+    assert np.argwhere(refined).tolist() == [[5, 6]]
+
+
 def test_without_patches_the_coarse_mask_stays():
     refined, origin, mean = paste(
         np.ones((3, 4), bool), (7, 8), (20, 20), np.zeros((0, 4), np.int32), np.zeros((0, 64, 64), np.uint16)

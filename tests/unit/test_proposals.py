@@ -152,6 +152,16 @@ def key(threshold: float) -> str:
     return f"t{round(100 * threshold):03d}"
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (9, 1), (30, 40)])
+def test_strength_counts_the_window_around_each_pixel_and_nothing_beyond_the_border(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(shape)
+    for share in (0.1, 0.5, 0.9, 1.0):
+        mask = rng.random(shape) < share
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(mask, 1), (3, 3)).sum(axis=(2, 3))
+        np.testing.assert_array_equal(boundary_strength(mask), np.minimum(windows, 9 - windows))
+        np.testing.assert_array_equal(boundary_strength(mask * np.uint8(255)), boundary_strength(mask))
+
+
 @needs_golden
 def test_strength_equals_the_references(golden: dict[str, Case]) -> None:
     for case in golden.values():

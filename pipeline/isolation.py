@@ -9,19 +9,29 @@ import atexit
 import os
 import pickle
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from itertools import islice
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 Result = TypeVar("Result")
+
+Buffer = bytes | bytearray | memoryview
+
+_PIECE_BYTES, _PIECES = 1 << 20, 1024
+"""What one system call takes at most: as many pieces as IOV_MAX allows, and less than the 2 GiB that macOS allows."""
 
 _idle: list[Isolated] = []
 """Children that wait for the next one to borrow them: each takes about half a second to start."""
@@ -44,7 +54,7 @@ class Isolated:
         """`memory_bytes` is what the child may allocate beside the interpreter itself; on Linux only."""
         self.memory_bytes = memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
+        self._socket: socket.socket | None = None
 
     def call(self, function: Callable[..., Result], *arguments: Any, seconds: float | None = None) -> Result:
         """`function(*arguments)`, all picklable, as the child computes it; its exceptions are raised here.
@@ -61,12 +71,12 @@ class Isolated:
 
     def _call(self, function: Callable[..., Result], arguments: tuple[Any, ...], seconds: float | None) -> Result:
         try:
-            connection = self._start(getattr(function, "__module__", None))
-            connection.send_bytes(pickle.dumps((function, arguments), pickle.HIGHEST_PROTOCOL))
-            if not connection.poll(seconds):
+            ours = self._start(getattr(function, "__module__", None))
+            _send(ours, _pickled((function, arguments)))
+            if not wait([ours], seconds):
                 self.close()
                 raise OverdueError(f"took longer than {seconds:g} s")
-            succeeded, value = pickle.loads(connection.recv_bytes())
+            succeeded, value = _unpickled(_receive(ours))
         except (EOFError, ConnectionError):
             raise ChildError(self._cause_of_death()) from None
         except BaseException:
@@ -79,29 +89,31 @@ class Isolated:
 
     def close(self) -> None:
         """End the child; the next call starts another."""
-        if self._connection is not None:
-            self._connection.close()
+        if self._socket is not None:
+            self._socket.close()
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        self._process = self._connection = None
+        self._process = self._socket = None
 
-    def _start(self, module: str | None) -> Connection:
-        """The pipe to a child that has what it needs to run: starting one does not count as time of its first call."""
+    def _start(self, module: str | None) -> socket.socket:
+        """The socket of a child that has what it needs to run: starting it does not count as time of its first call."""
         if self._process is not None and self._process.poll() is not None:
             self.close()
-        if self._connection is None:
-            self._connection, theirs = Pipe()
+        if self._socket is None:
+            self._socket, theirs = socket.socketpair()
+            for end in self._socket, theirs:
+                end.settimeout(None)  # others may have set a default, which would keep either from waiting
             command = [sys.executable, "-m", "pipeline.isolation", str(theirs.fileno()), str(self.memory_bytes or 0)]
             path = os.pathsep.join(entry for entry in sys.path if entry)
             environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-            self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
-            )
-            theirs.close()
-            self._connection.send_bytes(pickle.dumps((_prepare, (module,))))
-            self._connection.recv_bytes()
-        return self._connection
+            with theirs:
+                self._process = subprocess.Popen(
+                    command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
+                )
+            _send(self._socket, _pickled((_prepare, (module,))))
+            _receive(self._socket)
+        return self._socket
 
     def _cause_of_death(self) -> str:
         assert self._process is not None
@@ -140,19 +152,64 @@ def _serve(descriptor: int, memory_bytes: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     _limit_memory(memory_bytes)
-    with Connection(descriptor) as connection:
-        while True:
-            try:
-                request = connection.recv_bytes()
-            except EOFError:
-                return
-            try:
-                function, arguments = pickle.loads(request)
-                del request
-                answer = pickle.dumps((True, function(*arguments)), pickle.HIGHEST_PROTOCOL)
-            except Exception as error:
-                answer = _failure(error)
-            connection.send_bytes(answer)
+    with socket.socket(fileno=descriptor) as ours:
+        while ours.recv(1, socket.MSG_PEEK):
+            # Where a request is too large for the memory, this ends the process: the stream cannot be taken up again.
+            _send(ours, _answer(_receive(ours)))
+
+
+def _answer(request: Sequence[Buffer]) -> list[Buffer]:
+    try:
+        function, arguments = _unpickled(request)
+        return _pickled((True, function(*arguments)))
+    except Exception as error:
+        return _failure(error)
+
+
+def _pickled(value: Any) -> list[Buffer]:
+    """The pickle of a value, and after it the memory of the arrays in it, which is not copied."""
+    arrays: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(value, pickle.HIGHEST_PROTOCOL, buffer_callback=arrays.append)
+    return [pickled, *(array.raw() for array in arrays)]
+
+
+def _unpickled(parts: Sequence[Buffer]) -> Any:
+    """What `_pickled` was given; its arrays are where they were received."""
+    return pickle.loads(parts[0], buffers=parts[1:])
+
+
+def _send(to: socket.socket, parts: Sequence[Buffer]) -> None:
+    """Send the parts, and before them their number and sizes."""
+    head = struct.pack(f"{1 + len(parts)}Q", len(parts), *map(len, parts))
+    _move([head, *parts], to.sendmsg)
+
+
+def _receive(source: socket.socket) -> list[Buffer]:
+    """The parts that were sent, each in writable memory of its own; EOFError where the sender has ended."""
+
+    def fill(buffers: Sequence[Buffer]) -> None:
+        _move(buffers, lambda pieces: source.recvmsg_into(pieces, 0, socket.MSG_WAITALL)[0])
+
+    fill([number := bytearray(8)])
+    fill([sizes := bytearray(8 * struct.unpack("Q", number)[0])])
+    # Unlike a bytearray, an array is not cleared first.
+    parts: list[Buffer] = [np.empty(size, np.uint8).data for (size,) in struct.iter_unpack("Q", sizes)]
+    fill(parts)
+    return parts
+
+
+def _move(buffers: Sequence[Buffer], step: Callable[[list[memoryview]], int]) -> None:
+    """Send all buffers, or fill them, in few steps: each gives up the GIL, and may wait long to get it back."""
+    views = map(memoryview, buffers)
+    left = deque(view[i : i + _PIECE_BYTES] for view in views for i in range(0, len(view), _PIECE_BYTES))
+    while left:
+        moved = step(list(islice(left, _PIECES)))
+        if not moved:
+            raise EOFError
+        while left and moved >= len(left[0]):
+            moved -= len(left.popleft())
+        if moved:
+            left[0] = left[0][moved:]
 
 
 def _prepare(module: str | None) -> None:
@@ -160,11 +217,11 @@ def _prepare(module: str | None) -> None:
         import_module(module)
 
 
-def _failure(error: Exception) -> bytes:
+def _failure(error: Exception) -> list[Buffer]:
     try:
-        return pickle.dumps((False, error))
+        return _pickled((False, error))
     except Exception:
-        return pickle.dumps((False, RuntimeError(f"{type(error).__name__}: {error}")))
+        return _pickled((False, RuntimeError(f"{type(error).__name__}: {error}")))
 
 
 def _limit_memory(memory_bytes: int) -> None:

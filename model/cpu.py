@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Protocol
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from model.hrnet import RefinementNetwork, output_resize
+from model.parts import Parts
 from model.preprocess import network_input
 
 
@@ -43,13 +45,12 @@ def _keep_freed_memory() -> None:
         libc.mallopt(m_arena_max, 1)
 
 
-def fixed_point(network: RefinementNetwork, x: torch.Tensor, resize: torch.Tensor) -> torch.Tensor:
-    """Network input (N, 4, S, S) through the folded network to probabilities (N, P, P) int32, 65535 = 1.
+def fixed_point(logits: torch.Tensor, resize: torch.Tensor) -> torch.Tensor:
+    """Logits (N, 1, S/4, S/4) of a folded network to probabilities (N, P, P) int32, 65535 = 1.
 
-    `resize` is the `output_resize` of the patches; the network may be of another dtype than `x`.
+    `resize` is the `output_resize` of the patches.
     """
-    logits = network(x.to(network.backbone.conv1.weight.dtype)).float()
-    return torch.sigmoid(resize @ logits @ resize.T)[:, 0].mul_(65535).round_().to(torch.int32)
+    return torch.sigmoid(resize @ logits.float() @ resize.T)[:, 0].mul_(65535).round_().to(torch.int32)
 
 
 class TorchNetwork:
@@ -67,7 +68,8 @@ class TorchNetwork:
     @torch.inference_mode()
     def __call__(self, patches: np.ndarray) -> np.ndarray:
         x = network_input(torch.from_numpy(patches), self.network.config.input_px)
-        return fixed_point(self.network, x, self.resizes[patches.shape[1]]).numpy().astype(np.uint16)
+        logits = self.network(x.to(self.network.backbone.conv1.weight.dtype))
+        return fixed_point(logits, self.resizes[patches.shape[1]]).numpy().astype(np.uint16)
 
 
 def _alone() -> None:
@@ -93,17 +95,20 @@ class BatchPool:
             started.result()
         torch.set_num_threads(before)
 
-    def probabilities(self, patches: np.ndarray) -> np.ndarray:
-        """Foreground probabilities (N, P, P) uint16, 65535 = 1, of patches (N, P, P, 4) uint8."""
-        out = np.empty(patches.shape[:3], np.uint16)
-        self.network.prepare(patches.shape[1])
-        size = self.network.batch_size
+    def each(self, blocks: Iterable[Parts]) -> Iterator[np.ndarray]:
+        """Of each block of patches the foreground probabilities (N, P, P) uint16, 65535 = 1."""
+        return map(self._probabilities, blocks)
+
+    def _probabilities(self, patches: Parts) -> np.ndarray:
+        side, size = patches.side, self.network.batch_size
+        out = np.empty((len(patches), side, side), np.uint16)
+        self.network.prepare(side)
 
         def one_batch(start: int) -> None:
-            part = patches[start : start + size]
-            missing = size - len(part)
-            full = np.concatenate([part, np.zeros((missing, *part.shape[1:]), np.uint8)]) if missing else part
-            out[start : start + len(part)] = self.network(full)[: len(part)]
+            batch = np.empty((size, side, side, 4), np.uint8)
+            count = patches.copy(start, batch)
+            batch[count:] = 0
+            out[start : start + count] = self.network(batch)[:count]
 
         for _ in self.pool.map(one_batch, range(0, len(patches), size)):
             pass

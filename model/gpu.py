@@ -3,24 +3,69 @@
 from __future__ import annotations
 
 from collections import deque
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.cpu import fixed_point
 from model.hrnet import RefinementNetwork, output_resize
+from model.parts import Parts
 from model.preprocess import network_input
 
-SIGN = 0x8000
-"""Added to uint16 to make it int16, the wider of the two in torch's support."""
+FP16_ROOM = 64
+"""Times what a network's numbers reach on the hardest patches that fp16 must have room for."""
+
+BATCHES_UNDER_WAY = 2
+"""One that is computed, and one that is copied meanwhile; a third is being filled."""
+
+Logits = Callable[[Tensor], Tensor]
+"""Patches (N, P, P, 4) uint8 to the logits (N, 1, S/4, S/4) of a folded network."""
 
 
-def on_device(network: RefinementNetwork, patches: Tensor, resize: Tensor) -> Tensor:
-    """Patches (N, P, P, 4) uint8 to probabilities (N, P, P) int16, -32768 = 0 and 32767 = 1, on their device."""
-    x = network_input(patches, network.config.input_px)
-    return (fixed_point(network, x, resize) - SIGN).to(torch.int16)
+class LayerByLayer:
+    """A folded network as torch runs it, one operation after the other; for any device and precision."""
+
+    def __init__(self, network: RefinementNetwork) -> None:
+        self.network = network
+
+    def __call__(self, patches: Tensor) -> Tensor:
+        x = network_input(patches, self.network.config.input_px)
+        return self.network(x.to(self.network.backbone.conv1.weight.dtype))
+
+
+@torch.inference_mode()
+def suited_half(network: RefinementNetwork) -> Literal["fp16", "bf16"]:
+    """The 16-bit precision for a folded network in fp32: fp16, which flips a fifth of the pixels that bf16 flips.
+
+    What overflows in fp16 is lost without a trace, so bf16 where the network comes near its range on patches of noise
+    and without any contrast.
+    """
+    weight, side = network.backbone.conv1.weight, network.config.input_px // 2
+    patches = torch.randint(0, 256, (8, side, side, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    patches[2:4, ..., :3], patches[4:6, ..., :3] = 0, 255
+    patches[..., 3] &= 1
+    patches[1::2, ..., 3] = 1
+    largest = [0.0]
+
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        largest.append(float(output.abs().max()))
+
+    hooks = [layer.register_forward_hook(note) for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    LayerByLayer(network)(patches.to(weight.device))
+    for hook in hooks:
+        hook.remove()
+    return "fp16" if max(largest) * FP16_ROOM < torch.finfo(torch.float16).max else "bf16"
+
+
+def probabilities_on_device(logits_of: Logits, patches: Tensor, resize: Tensor) -> Tensor:
+    """Patches (N, P, P, 4) uint8 to probabilities (N, P, P), 65535 = 1, on their device.
+
+    They are int16 with the bits of uint16, with which torch calculates little.
+    """
+    return (fixed_point(logits_of(patches), resize) - 0x8000).to(torch.int16) ^ -0x8000
 
 
 class _Slot:
@@ -31,41 +76,74 @@ class _Slot:
         shape = (batch_size, patch_px, patch_px)
         self.host_patches = torch.zeros((*shape, 4), dtype=torch.uint8, pin_memory=pinned)
         self.host_result = torch.zeros(shape, dtype=torch.int16, pin_memory=pinned)
-        self.patches = torch.zeros((*shape, 4), dtype=torch.uint8, device=device)
-        self.result = torch.zeros(shape, dtype=torch.int16, device=device)
-        self.loaded, self.computed, self.done = (torch.cuda.Event() if pinned else None for _ in range(3))
+        self.patches, self.result = (
+            torch.zeros_like(host, device=device) for host in (self.host_patches, self.host_result)
+        )
+        # Who waits for a blocking event leaves the core to others.
+        self.loaded, self.computed, self.done = (torch.cuda.Event(blocking=True) if pinned else None for _ in range(3))
+        self.targets: list[tuple[_Block, int]] = []
+        """The blocks its patches are of, and how many of each, in their order."""
 
-    def fill(self, part: np.ndarray) -> None:
-        host = self.host_patches.numpy()
-        host[: len(part)] = part
-        host[len(part) :] = 0
+    @property
+    def count(self) -> int:
+        return sum(count for _, count in self.targets)
 
-    def read(self, out: np.ndarray) -> None:
+    def fill(self, patches: Parts, start: int, block: _Block) -> int:
+        """Take in as many patches from number `start` on as there is room for; returns their number."""
+        count = patches.copy(start, self.host_patches.numpy()[self.count :])
+        self.targets.append((block, count))
+        return count
+
+    def read(self) -> None:
+        """Give the probabilities to the blocks, once they are there."""
         if self.done is not None:
             self.done.synchronize()
-        out[:] = self.host_result[: len(out)].numpy().view(np.uint16) ^ SIGN
+        result, start = self.host_result.numpy().view(np.uint16), 0
+        for block, count in self.targets:
+            block.take(result[start : start + count])
+            start += count
+        self.targets = []
+
+
+class _Block:
+    """The probabilities of a block of patches, as far as they are known."""
+
+    def __init__(self, patches: Parts) -> None:
+        self.probabilities = np.empty((len(patches), patches.side, patches.side), np.uint16)
+        self.known = 0
+
+    def take(self, more: np.ndarray) -> None:
+        self.probabilities[self.known : self.known + len(more)] = more
+        self.known += len(more)
+
+    @property
+    def complete(self) -> bool:
+        return self.known == len(self.probabilities)
 
 
 class _Cuda:
     """Runs slots on a GPU: one CUDA graph of the whole computation, and a stream each for either way of copying."""
 
-    def __init__(self, network: RefinementNetwork, slot: _Slot, resize: Tensor) -> None:
+    @torch.inference_mode()
+    def __init__(self, logits_of: Logits, slot: _Slot, resize: Tensor) -> None:
         device = slot.patches.device
         self.compute, self.upload, self.download = (torch.cuda.Stream(device) for _ in range(3))
         self.patches, self.result = torch.zeros_like(slot.patches), torch.zeros_like(slot.result)
-        self.graph, self.resize = torch.cuda.CUDAGraph(), resize
+        # The graph goes on using what it was captured with.
+        self.graph, self.held = torch.cuda.CUDAGraph(), (logits_of, resize)
+        self.compute.wait_stream(torch.cuda.current_stream(device))
         # The same algorithms in every process, so the same bytes; and fp32 means fp32.
         exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-        self.compute.wait_stream(torch.cuda.current_stream(device))
         with exact, torch.cuda.device(device):
             with torch.cuda.stream(self.compute):
                 # What libraries do when first called must not be part of a graph.
                 for _ in range(3):
-                    on_device(network, self.patches, resize)
+                    probabilities_on_device(logits_of, self.patches, resize)
             self.compute.synchronize()
             with torch.cuda.graph(self.graph, stream=self.compute, capture_error_mode="thread_local"):
-                self.result.copy_(on_device(network, self.patches, resize))
+                self.result.copy_(probabilities_on_device(logits_of, self.patches, resize))
 
+    @torch.inference_mode()
     def start(self, slot: _Slot) -> None:
         with torch.cuda.stream(self.upload):
             slot.patches.copy_(slot.host_patches, non_blocking=True)
@@ -85,53 +163,70 @@ class _Cuda:
 class _Eager:
     """Runs slots on any device of torch, one after the other."""
 
-    def __init__(self, network: RefinementNetwork, slot: _Slot, resize: Tensor) -> None:
-        self.network, self.resize = network, resize
+    def __init__(self, logits_of: Logits, slot: _Slot, resize: Tensor) -> None:
+        self.logits_of, self.resize = logits_of, resize
 
+    @torch.inference_mode()
     def start(self, slot: _Slot) -> None:
         slot.patches.copy_(slot.host_patches)
-        slot.host_result.copy_(on_device(self.network, slot.patches, self.resize))
+        slot.host_result.copy_(probabilities_on_device(self.logits_of, slot.patches, self.resize))
 
 
 class DeviceQueue:
     """Batches of one shape through a folded network on a device; while it computes one, others are copied.
 
-    Two batches are under way at a time. The last one is filled up with empty patches. For one caller at a time.
+    Two batches are under way at a time. They are filled across blocks of patches, and the very last one up with empty
+    patches. For one thread at a time.
     """
 
-    def __init__(self, network: RefinementNetwork, batch_size: int) -> None:
+    def __init__(self, network: RefinementNetwork, batch_size: int, logits_of: Logits | None = None) -> None:
+        """`logits_of` is the way to run the network, layer by layer unless given."""
         self.network, self.batch_size = network, batch_size
+        self.logits_of = logits_of or LayerByLayer(network)
         self.device = network.backbone.conv1.weight.device
         self.ready: dict[int, tuple[_Cuda | _Eager, list[_Slot]]] = {}
 
-    def probabilities(self, patches: np.ndarray) -> np.ndarray:
-        """Foreground probabilities (N, P, P) uint16, 65535 = 1, of patches (N, P, P, 4) uint8."""
-        out = np.empty(patches.shape[:3], np.uint16)
-        with torch.inference_mode(), torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            runner, slots = self._prepared(patches.shape[1])
-            free = deque(slots)
-            under_way: deque[tuple[_Slot, np.ndarray]] = deque()
-
-            def finish() -> None:
-                slot, part = under_way.popleft()
-                slot.read(part)
-                free.append(slot)
-
-            for start in range(0, len(patches), self.batch_size):
-                if not free:
-                    finish()
-                slot = free.popleft()
-                slot.fill(patches[start : start + self.batch_size])
-                runner.start(slot)
-                under_way.append((slot, out[start : start + self.batch_size]))
-            while under_way:
-                finish()
-        return out
+    def each(self, blocks: Iterable[Parts]) -> Iterator[np.ndarray]:
+        """Of each block of patches the foreground probabilities (N, P, P) uint16, 65535 = 1; one P for all."""
+        begun: deque[_Block] = deque()
+        under_way: deque[_Slot] = deque()
+        filling: _Slot | None = None
+        for patches in blocks:
+            block, taken = _Block(patches), 0
+            begun.append(block)
+            runner, idle = self._prepared(patches.side)
+            while taken < len(patches):
+                if filling is None:
+                    if len(under_way) == BATCHES_UNDER_WAY:
+                        idle.append(_finished(under_way))
+                    filling = idle.pop() if idle else _Slot(self.batch_size, patches.side, self.device)
+                taken += filling.fill(patches, taken, block)
+                if filling.count == self.batch_size:
+                    runner.start(filling)
+                    under_way.append(filling)
+                    filling = None
+            while begun and begun[0].complete:
+                yield begun.popleft().probabilities
+        if filling is not None:
+            filling.host_patches[filling.count :] = 0
+            runner.start(filling)
+            under_way.append(filling)
+        while under_way:
+            idle.append(_finished(under_way))
+        for block in begun:
+            yield block.probabilities
 
     def _prepared(self, patch_px: int) -> tuple[_Cuda | _Eager, list[_Slot]]:
+        """What runs batches of such patches, and slots that nobody uses."""
         if patch_px not in self.ready:
-            slots = [_Slot(self.batch_size, patch_px, self.device) for _ in range(2)]
+            slot = _Slot(self.batch_size, patch_px, self.device)
             resize = output_resize(self.network.config.input_px, patch_px).to(self.device)
-            runner = (_Cuda if self.device.type == "cuda" else _Eager)(self.network, slots[0], resize)
-            self.ready[patch_px] = runner, slots
+            runner = (_Cuda if self.device.type == "cuda" else _Eager)(self.logits_of, slot, resize)
+            self.ready[patch_px] = runner, [slot]
         return self.ready[patch_px]
+
+
+def _finished(under_way: deque[_Slot]) -> _Slot:
+    slot = under_way.popleft()
+    slot.read()
+    return slot

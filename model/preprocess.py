@@ -16,7 +16,7 @@ STD_RGB = (58.395, 57.12, 57.375)
 
 # A CUDA graph goes on using what it was captured with: these are never dropped.
 @cache
-def _taps(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def taps(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For each of `target` samples: the two source indices and their 11-bit fixed-point weights, as OpenCV has them."""
     position = (np.arange(target, dtype=np.float32) + 0.5) * np.float32(source / target) - 0.5
     low = np.floor(position).astype(np.int64)
@@ -40,10 +40,10 @@ def resize_uint8(x: Tensor, side: int) -> Tensor:
 
 def resize_fixed_point(x: Tensor, side: int) -> Tensor:
     """`resize_uint8` in torch operations alone, for accelerators."""
-    i0, i1, w0, w1 = _taps(x.shape[2], side, x.device)
+    i0, i1, w0, w1 = taps(x.shape[2], side, x.device)
     x = x.to(torch.int32)
     rows = (x[:, :, i0] * w0[:, None] + x[:, :, i1] * w1[:, None]) >> 4
-    i0, i1, w0, w1 = _taps(x.shape[1], side, x.device)
+    i0, i1, w0, w1 = taps(x.shape[1], side, x.device)
     low = (rows[:, i0] * w0[:, None, None]) >> 16
     high = (rows[:, i1] * w1[:, None, None]) >> 16
     return ((low + high + 2) >> 2).to(torch.uint8)

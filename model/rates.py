@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ import torch.nn.functional as F
 from model import checkpoint
 from model.backend import resolve_backend
 from model.preprocess import network_input
-from model.refiner import Refiner
+from model.refiner import Precision, Refiner
 
 REFERENCE = "reference"
+GPU_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 BASE = "torch fp32"
 """The way whose masks the others are compared with."""
 
@@ -67,9 +69,10 @@ def rates(
             least[f"{backend} {precision}"] = refiner.batch_size * threads
     if torch.cuda.is_available():
         ways[f"gpu {REFERENCE}"], least[f"gpu {REFERENCE}"] = _reference(path_or_name, threads, "cuda"), 4
-        for precision in ("fp32", "fp16", "bf16"):
-            refiner = Refiner.from_checkpoint(path_or_name, device="cuda", precision=precision)
-            ways[f"gpu {precision}"], least[f"gpu {precision}"] = refiner.probabilities, 4 * refiner.batch_size
+        for backend, precision in product(dict.fromkeys(("torch", resolve_backend("auto", "cuda"))), GPU_PRECISIONS):
+            refiner = Refiner.from_checkpoint(path_or_name, device="cuda", precision=precision, backend=backend)
+            name = f"gpu {backend} {precision}"
+            ways[name], least[name] = refiner.probabilities, 4 * refiner.batch_size
     counts = {name: _count(way, patches, least[name], seconds) for name, way in ways.items()}
     walls: dict[str, list[float]] = {name: [] for name in ways}
     cpus: dict[str, list[float]] = {name: [] for name in ways}

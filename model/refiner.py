@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -10,16 +11,18 @@ import torch
 from model import checkpoint
 from model.backend import Backend, resolve_backend
 from model.cpu import BatchPool, TorchNetwork
-from model.gpu import DeviceQueue
+from model.gpu import DeviceQueue, suited_half
 from model.hrnet import RefinementNetwork, fold, pad_channels
+from model.parts import Parts
 
 if TYPE_CHECKING:
     from pipeline.stages import GuardConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
-BATCH = {"openvino": 4, "torch": 16, "gpu": 256}
-"""Patches per batch: the smallest that reach the full rate of a CPU and fill a large GPU."""
+CPU_BATCH = {"openvino": 4, "torch": 16}
+GPU_BATCH_PIXELS = 1024 * 128 * 128
+"""Patches per batch, and pixels of the network's input: the smallest that reach the full rate of a CPU and a GPU."""
 
 
 class Refiner:
@@ -41,23 +44,26 @@ class Refiner:
     ) -> None:
         """`device` defaults to the GPU where there is one.
 
-        `auto` precision is bf16 on a CUDA device, or fp16 where it has no bf16, and fp32 elsewhere. On a CPU bf16 pays
-        only with matrix units for it (AMX). `batch_size` is in patches; the default suits the device. With `flip`,
-        answers to each patch and its mirror image are averaged, at twice the cost. `backend` is the library that runs
-        the network; `auto` is OpenVINO on a CPU where it is installed, else torch. In fp32 the two differ by less than
-        1e-4 in probability. `threads` are those of a CPU, torch's number by default. The network is folded in place.
-        Raises ValueError for a backend or precision that is not at hand.
+        `auto` precision is fp16 on a CUDA device (bf16 for weights whose numbers would come near its range), and fp32
+        elsewhere. On a CPU bf16 pays only with matrix units for it (AMX). `batch_size` is in patches;
+        the default suits the device. With `flip`, answers to each patch and its mirror image are averaged, at twice the
+        cost. `backend` is the library that runs the network; `auto` is OpenVINO on a CPU where it is installed, Triton
+        beside torch on a CUDA device where it can run, else torch. In fp32 they differ by less than 1e-4 in
+        probability. `threads` are those of a CPU, torch's number by default. The network is folded in place. Raises
+        ValueError for a backend or precision that is not at hand.
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         on_cpu = self.device.type == "cpu"
         self.backend = resolve_backend(backend, self.device.type)
         self.precision = precision
-        if precision == "auto":
-            self.precision = _suited_precision(self.device)
-        self.batch_size = batch_size or BATCH[self.backend if on_cpu else "gpu"]
-        self.flip = flip
         self.config = network.config
-        self.network = fold(network)
+        self.batch_size = batch_size or (
+            CPU_BATCH[self.backend] if on_cpu else max(1, GPU_BATCH_PIXELS // self.config.input_px**2)
+        )
+        self.flip = flip
+        self.network = fold(network).to(self.device, memory_format=torch.channels_last)
+        if precision == "auto":
+            self.precision = suited_half(self.network) if self.device.type == "cuda" else "fp32"
         threads = threads or torch.get_num_threads()
         if self.backend == "openvino":
             from model.openvino_backend import OpenVinoNetwork
@@ -71,6 +77,11 @@ class Refiner:
         self.network.to(self.device, dtype, memory_format=torch.channels_last)
         if on_cpu:
             self._inference = BatchPool(TorchNetwork(self.network, self.batch_size), threads)
+        elif self.backend == "triton":
+            from model.fused import FusedNetwork
+
+            with torch.cuda.device(self.device):
+                self._inference = DeviceQueue(self.network, self.batch_size, FusedNetwork(self.network))
         else:
             self._inference = DeviceQueue(self.network, self.batch_size)
 
@@ -93,12 +104,26 @@ class Refiner:
         """From the reference's `.pth`, our `.safetensors`, or the name of bundled weights; see `checkpoint.load`."""
         return cls(checkpoint.load(path_or_name), device, precision, batch_size, flip, backend, threads)
 
-    def probabilities(self, patches: np.ndarray) -> np.ndarray:
-        """Foreground probabilities (N, P, P) uint16, 65535 = 1, of patches (N, P, P, 4) uint8: RGB, coarse mask 0/1."""
+    def probabilities(self, *patches: np.ndarray) -> np.ndarray:
+        """Foreground probabilities (N, P, P) uint16, 65535 = 1, of patches (n, P, P, 4) uint8: RGB, coarse mask 0/1.
+
+        Several arrays are taken one after the other, N patches in all.
+        """
+        return next(self.each([patches]))
+
+    def each(self, blocks: Iterable[Sequence[np.ndarray]]) -> Iterator[np.ndarray]:
+        """As `probabilities`, of one block of arrays after the other.
+
+        A GPU fills its batches across blocks and goes on to the next while the last is copied, so that a block's
+        probabilities may come after the next block has been asked for.
+        """
         if not self.flip:
-            return self._inference.probabilities(patches)
-        mirrored = self._inference.probabilities(np.ascontiguousarray(patches[:, :, ::-1]))[:, :, ::-1]
-        return ((self._inference.probabilities(patches).astype(np.uint32) + mirrored + 1) >> 1).astype(np.uint16)
+            yield from self._inference.each(Parts(*block) for block in blocks)
+            return
+        both = (Parts(*block, *(part[:, :, ::-1] for part in block)) for block in blocks)
+        for found in self._inference.each(both):
+            plain, mirrored = np.split(found, 2)
+            yield ((plain.astype(np.uint32) + mirrored[:, :, ::-1] + 1) >> 1).astype(np.uint16)
 
     def refine(
         self, image: np.ndarray, masks: np.ndarray, nms_threshold: float = 0.25, guard: GuardConfig | None = None
@@ -113,9 +138,3 @@ class Refiner:
         from pipeline.stages import refine_image
 
         return refine_image(self, image, masks, nms_threshold, guard)
-
-
-def _suited_precision(device: torch.device) -> Precision:
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"

@@ -65,13 +65,13 @@ class RefineConfig:
     """Do exactly as the reference: row-major tie order, its two slips at the right and bottom border, no guard."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the network; `auto` is fp32 on a CPU and bf16 on a GPU."""
+    """Arithmetic of the network; `auto` is fp32 on a CPU and fp16 on a GPU."""
     backend: Literal["auto", "torch", "openvino"] = "auto"
-    """What runs the network on a CPU; `auto` is OpenVINO where it is installed."""
+    """What runs the network; `auto` is OpenVINO on a CPU and Triton beside torch on a GPU, where installed."""
     batch_size: int | None = None
     """Patches per network batch; the default suits the device."""
     frames_per_block: int | None = None
-    """Frames that travel and are committed together; by default as many as have about 1,000 patches, 8,000 on GPUs."""
+    """Frames that travel and are committed together; by default as many as have about 1,000 patches, more on GPUs."""
     workers: int | None = None
     """Network processes at most; default one per GPU, or one per machine without any."""
     device: Literal["auto", "cpu", "gpu"] = "auto"

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-from model.backend import resolve_backend
+from model.backend import Backend, resolve_backend
 from model.bundled import bundled, resolve
 from pipeline import dump, flow, storage
 from pipeline.config import RefineConfig
@@ -193,7 +193,7 @@ def _blocks_of_receipts(
     load(config.checkpoint, weights)
     plan = flow.Plan(
         flow.Stages(reader, writer, config.images, cutting, config.guard, config.limits),
-        partial(flow.load_refiner, config.checkpoint, config.precision, config.batch_size, backend_of(config)),
+        partial(flow.load_refiner, config.checkpoint, config.precision, config.batch_size, *backends_of(config)),
         sound,
         config.frames_per_block,
         place,
@@ -234,10 +234,10 @@ def placement_of(config: RefineConfig) -> flow.Placement:
     )
 
 
-def backend_of(config: RefineConfig) -> Literal["torch", "openvino"]:
-    """The library that runs the network on a CPU: told here once, so that no worker chooses another."""
+def backends_of(config: RefineConfig) -> tuple[Backend, Backend]:
+    """What runs the network on a CPU, told here once so that no worker chooses another, and what on a GPU."""
     try:
-        return resolve_backend(config.backend)
+        return resolve_backend(config.backend), "torch" if config.backend == "torch" else "auto"
     except ValueError as error:
         raise InputError(str(error)) from None
 
@@ -260,7 +260,8 @@ def fingerprint(config: RefineConfig, form: str, output_form: str, cutting: Cutt
         "padding": cutting.padding,
         "parity": cutting.parity,
         **{f"guard.{name}": value for name, value in guard.items()},
-        "backend": backend_of(config),
+        "backend": backends_of(config)[0],
+        "gpu_backend": backends_of(config)[1],
         "precision": config.precision,
         "batch_size": config.batch_size,
     }

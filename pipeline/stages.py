@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -72,10 +73,23 @@ class Work:
     """What it took: `bytes_read`, `bytes_written`, and `batch_places`, the patches that fit the network's batches."""
     arithmetic: str = ""
     """What refined it (`Refiner.arithmetic`)."""
+    sealed: bytes = b""
+    """Frame and boxes, while they are not needed: who passes a frame on need not take all its masks apart."""
 
     @property
     def patches(self) -> int:
         return sum(map(len, self.boxes))
+
+    def seal(self) -> None:
+        """Put frame and boxes away until `open`."""
+        self.sealed = pickle.dumps((self.frame, self.boxes), pickle.HIGHEST_PROTOCOL)
+        self.frame, self.boxes = None, []
+
+    def open(self) -> None:
+        """Take frame and boxes out again, where they were put away."""
+        if self.sealed:
+            self.frame, self.boxes = pickle.loads(self.sealed)
+            self.sealed = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,26 +243,48 @@ def set_aside(work: Work, error: Exception) -> None:
     """Note why a frame cannot be finished, and let go of what was made of it."""
     if not isinstance(error, InputError):
         error = InputError(f"{work.file_name}: {type(error).__name__}: {' '.join(str(error).split())}")
-    work.error, work.frame, work.boxes, work.in_pieces = str(error), None, [], False
+    work.error, work.frame, work.boxes, work.sealed, work.in_pieces = str(error), None, [], b"", False
 
 
-def refine(works: Sequence[Work], patches: Sequence[np.ndarray], refiner: Refiner, padding: int) -> list[np.ndarray]:
-    """Foreground probabilities (n, P, P) uint16 of each frame's patches; all frames share the network's batches."""
+Block = tuple[Sequence[Work], Sequence[np.ndarray]]
+"""Frames, and of each what belongs to it: its patches (n, P, P, 4) uint8, or their probabilities (n, P, P) uint16."""
+
+
+def refine(blocks: Iterable[Block], refiner: Refiner, padding: int) -> Iterator[Block]:
+    """Of blocks of frames and their patches, the frames and their foreground probabilities.
+
+    All frames share the network's batches, also across blocks; a block may come out after the next was asked for.
+    """
+    under_way: deque[Block] = deque()
+    waited = 0.0
+
+    def patches() -> Iterator[Sequence[np.ndarray]]:
+        nonlocal waited
+        asked = time.perf_counter()
+        for block in blocks:
+            waited += time.perf_counter() - asked
+            under_way.append(block)
+            yield block[1]
+            asked = time.perf_counter()
+        waited += time.perf_counter() - asked
+
     started = time.perf_counter()
-    counts = [len(part) for part in patches]
-    probabilities = _unpadded(refiner.probabilities(np.concatenate(patches)), padding)
-    each = (time.perf_counter() - started) / max(1, sum(counts))
-    for work, count, together in zip(works, counts, [sum(counts), *[0] * len(counts)]):
-        work.seconds["refine"] = work.seconds.get("refine", 0.0) + each * count
-        _refined_by(work, refiner, together)
-    ends = np.cumsum(counts)
-    return [probabilities[end - count : end] for end, count in zip(ends, counts)]
+    for found in refiner.each(patches()):
+        works, parts = under_way.popleft()
+        counts = [len(part) for part in parts]
+        each = (time.perf_counter() - started - waited) / max(1, sum(counts))
+        for work, count, together in zip(works, counts, [sum(counts), *[0] * len(counts)]):
+            work.seconds["refine"] = work.seconds.get("refine", 0.0) + each * count
+            _refined_by(work, refiner, together)
+        yield works, np.split(_unpadded(found, padding), np.cumsum(counts)[:-1])
+        started, waited = time.perf_counter(), 0.0
 
 
 def refine_in_pieces(
     work: Work, refiner: Refiner, images: str, cutting: Cutting, guard: GuardConfig, limits: LimitsConfig
 ) -> None:
     """Refine and reassemble a frame whose patches did not travel, about IN_PIECES of them at a time."""
+    work.open()
     frame = work.frame
     if frame is None:
         return
@@ -297,6 +333,7 @@ def assemble(work: Work, probabilities: np.ndarray, guard: GuardConfig) -> None:
 
     Masks that the guard rejects stay as they were. Whatever goes wrong becomes `Work.error`.
     """
+    work.open()
     if work.frame is None or work.in_pieces:
         return
     with _timed(work, "assemble"):

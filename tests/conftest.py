@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from model.hrnet import CONFIGS, RefinementNetwork
+from model.hrnet import CONFIGS, NetworkConfig, RefinementNetwork
+
+# Read when Triton is first imported: without a GPU its interpreter runs the kernels.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 
@@ -32,10 +37,10 @@ def golden_cases(golden: Path) -> Iterator[tuple[dict[str, Any], Mapping[str, np
             yield case, np.load(path)
 
 
-def seeded_network(name: str = "hrnet18s_128", seed: int = 0) -> RefinementNetwork:
+def seeded_network(config: str | NetworkConfig = "hrnet18s_128", seed: int = 0) -> RefinementNetwork:
     """A network with random weights and lively batch statistics, in eval mode: folding it wrongly shows."""
     torch.manual_seed(seed)
-    network = RefinementNetwork(CONFIGS[name])
+    network = RefinementNetwork(CONFIGS[config] if isinstance(config, str) else config)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.2, 0.2)

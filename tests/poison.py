@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -39,18 +39,21 @@ class Blur:
     batch_size = 4
     arithmetic = "none"
 
-    def probabilities(self, patches: np.ndarray) -> np.ndarray:
-        masks = patches[..., 3] * np.uint16(65535)
+    def probabilities(self, *patches: np.ndarray) -> np.ndarray:
+        masks = np.concatenate(patches)[..., 3] * np.uint16(65535)
         return np.array([cv2.blur(mask, (5, 5)) for mask in masks], np.uint16).reshape(masks.shape)
+
+    def each(self, blocks: Iterable[Sequence[np.ndarray]]) -> Iterator[np.ndarray]:
+        return (self.probabilities(*block) for block in blocks)
 
 
 class PoisonedNetwork(Blur):
     """Does not survive patches with a blue pixel in the corner of the image."""
 
-    def probabilities(self, patches: np.ndarray) -> np.ndarray:
-        if (patches[..., :3] == (1, 2, 255)).all(axis=-1).any():
+    def probabilities(self, *patches: np.ndarray) -> np.ndarray:
+        if any((part[..., :3] == (1, 2, 255)).all(axis=-1).any() for part in patches):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().probabilities(patches)
+        return super().probabilities(*patches)
 
 
 def load_poisoned(*_: object) -> PoisonedNetwork:

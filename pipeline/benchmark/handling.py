@@ -152,8 +152,8 @@ def network_stage(crops: Sequence[np.ndarray], refiner: Refiner, bare: Refiner, 
     blocks = [crops[i : i + BLOCK_FRAMES] for i in range(0, len(crops), BLOCK_FRAMES)]
 
     def in_blocks() -> None:
-        for block in blocks:
-            refine([Work("") for _ in block], block, refiner, 0)
+        for _ in refine((([Work("") for _ in block], block) for block in blocks), refiner, 0):
+            pass
 
     bare.probabilities(everything[: bare.batch_size])
     for _ in range(repetitions):

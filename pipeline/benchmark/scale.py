@@ -7,7 +7,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -101,9 +101,10 @@ class Waiting:
     arithmetic: str = "none"
     batch_size: int = 1
 
-    def probabilities(self, patches: np.ndarray) -> np.ndarray:
-        time.sleep(self.delay_s)
-        return patches[..., 3] * np.uint16(65535)
+    def each(self, blocks: Iterable[Sequence[np.ndarray]]) -> Iterator[np.ndarray]:
+        for patches in blocks:
+            time.sleep(self.delay_s)
+            yield np.concatenate(patches)[..., 3] * np.uint16(65535)
 
 
 def simulate(frames: int, actors: int, delay_s: float) -> ScaleRun:

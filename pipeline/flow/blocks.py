@@ -9,11 +9,11 @@ from pipeline.flow.plan import Plan, Stages
 from pipeline.isolation import ChildError, isolated
 from pipeline.records import FrameRef
 
-PATCHES_ON_CPU, PATCHES_ON_GPU = 1024, 8192
-"""Patches of a block: many times a batch of the network, so that few batches are left half empty, and enough that
-giving it out costs little beside refining it."""
+PATCHES_ON_CPU, PATCHES_ON_GPU, PATCHES_SENT_TO_GPU = 1024, 4096, 16384
+"""Patches of a block: enough that giving it out costs little beside refining it, and many times the batch of a network
+that blocks are sent to, which fills no batch across them."""
 
-MOST_FRAMES = 128
+MOST_FRAMES = 512
 """Of a block, however few patches they have: when its process dies, all of it is done again."""
 
 UNKNOWN = 128.0
@@ -62,11 +62,20 @@ def _count_patches(stages: Stages, ref: FrameRef) -> int | None:
     return None if work.error else work.patches
 
 
-def in_blocks(plan: Plan, per_frame: float, *, processes: int = 1, cpus: float = 1, gpus: bool = False) -> Blocks:
-    """The run's frames in blocks, for a number of network processes that have GPUs or not, and CPUs beside them."""
+def patches_per_block(gpus: bool, sent: bool = False) -> int:
+    """What suits a network on GPUs or not; `sent` to it, or read beside it."""
+    if not gpus:
+        return PATCHES_ON_CPU
+    return PATCHES_SENT_TO_GPU if sent else PATCHES_ON_GPU
+
+
+def in_blocks(
+    plan: Plan, per_frame: float, *, patches: int = PATCHES_ON_CPU, processes: int = 1, cpus: float = 1
+) -> Blocks:
+    """The run's frames in blocks of about so many patches, for a number of network processes, and CPUs beside them."""
     size = plan.frames_per_block
     if size is None:
-        wanted = round((PATCHES_ON_GPU if gpus else PATCHES_ON_CPU) / max(1.0, per_frame))
+        wanted = round(patches / max(1.0, per_frame))
         least = max(BLOCKS_PER_PROCESS * processes, int(BLOCKS_PER_CPU * cpus))
         size = max(1, min(wanted, MOST_FRAMES, -(-len(plan.refs) // least)))
     frames = [plan.refs[i : i + size] for i in range(0, len(plan.refs), size)]

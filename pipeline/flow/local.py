@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.flow.blocks import UNKNOWN, in_blocks, patches_per_frame
+from pipeline.flow.blocks import UNKNOWN, in_blocks, patches_per_block, patches_per_frame
 from pipeline.flow.plan import Plan, Stages
 from pipeline.records import FrameRef
-from pipeline.stages import Receipt, Work
+from pipeline.stages import Block, Receipt, Work
 
 if TYPE_CHECKING:
     from model import Refiner
@@ -27,7 +27,7 @@ def run_local(plan: Plan) -> Iterator[list[Receipt]]:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gpus = torch.cuda.is_available()
     per_frame = patches_per_frame(plan) if _reaches_children(plan.stages) else UNKNOWN
-    blocks = in_blocks(plan, per_frame, gpus=gpus).frames
+    blocks = in_blocks(plan, per_frame, patches=patches_per_block(gpus)).frames
     yield from refine_blocks(plan.stages, plan.load_refiner, blocks, helpers_beside(cpus, gpus))
 
 
@@ -55,7 +55,7 @@ def refine_blocks(
     alone = not _reaches_children(stages)
     refiner = None if network_isolated else load_refiner()
     with ThreadPoolExecutor(helpers) as threads:
-        upcoming: deque[Future[list[tuple[Work, np.ndarray]]]] = deque()
+        upcoming: deque[Future[Block]] = deque()
         written: deque[Future[list[Receipt]]] = deque()
         ahead = iter(blocks)
 
@@ -63,19 +63,24 @@ def refine_blocks(
             while len(upcoming) <= helpers and (block := next(ahead, None)):
                 upcoming.append(threads.submit(_read, stages, block, alone))
 
-        try:
+        def blocks_read() -> Iterator[Block]:
             read_ahead()
             while upcoming:
                 waiting = time.perf_counter()
-                extracted = upcoming.popleft().result()
-                waited = time.perf_counter() - waiting
+                works, patches = upcoming.popleft().result()
+                works[0].seconds["wait"] = time.perf_counter() - waiting
                 read_ahead()
-                works, patches = [work for work, _ in extracted], [part for _, part in extracted]
-                works[0].seconds["wait"] = waited
-                if refiner is None:
-                    works, probabilities = stages.refine_isolated(works, patches, load_refiner)
-                else:
-                    probabilities = stages.refine(works, patches, refiner)
+                yield works, patches
+
+        def blocks_refined() -> Iterator[Block]:
+            if refiner is not None:
+                yield from stages.refine(blocks_read(), refiner)
+                return
+            for works, patches in blocks_read():
+                yield stages.refine_isolated(works, patches, load_refiner)
+
+        try:
+            for works, probabilities in blocks_refined():
                 written.append(threads.submit(_write, stages, works, probabilities, alone))
                 while len(written) > helpers or (written and written[0].done()):
                     yield written.popleft().result()
@@ -85,11 +90,11 @@ def refine_blocks(
             threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _read(stages: Stages, block: list[FrameRef], alone: bool) -> list[tuple[Work, np.ndarray]]:
-    return [stages.extract(ref) if alone else stages.extract_isolated(ref) for ref in block]
+def _read(stages: Stages, block: list[FrameRef], alone: bool) -> Block:
+    return stages.extract_all(block) if alone else stages.extract_isolated(block)
 
 
-def _write(stages: Stages, works: list[Work], probabilities: list[np.ndarray], alone: bool) -> list[Receipt]:
+def _write(stages: Stages, works: Sequence[Work], probabilities: Sequence[np.ndarray], alone: bool) -> list[Receipt]:
     return stages.finish(works, probabilities) if alone else stages.finish_isolated(works, probabilities)
 
 

@@ -3,8 +3,8 @@
 spread:  todo -> read + extract (CPU tasks) -> refine (actors) -> assemble + commit (CPU tasks) -> receipts -> driver
 fused:   todo -> all of it in the network's actor and its helper processes -> receipts -> driver
 
-Spread, rows are whole frames, and between the stages travel their patches and probabilities as ragged tensor columns.
-Nothing but the outputs touches the disk.
+Spread, rows are whole frames, and their patches and probabilities travel between the stages in Arrow tables, without a
+copy but those into shared memory. Nothing but the outputs touches the disk.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
-from pipeline.flow.blocks import Blocks, in_blocks, patches_per_frame
+from pipeline.flow.blocks import Blocks, in_blocks, patches_per_block, patches_per_frame
+from pipeline.flow.columns import packed, unpacked, unpickled, work_columns, works_in
 from pipeline.flow.local import refine_blocks
 from pipeline.flow.plan import Plan, Stages
 from pipeline.flow.session import Placement, Pool, alive_nodes, network_pool, ray_session, selected_by
@@ -36,11 +38,15 @@ from pipeline.stages import Receipt
 if TYPE_CHECKING:
     from model import Refiner
 
-_BACKLOG_BLOCKS = 12
-"""Blocks of mean size that may wait in memory for each network process, so that it never waits for one."""
+_BACKLOG_BLOCKS, _BLOCKS_AT_WORK = 12, 2
+"""Blocks of mean size that may be in memory for each network process, so that it never waits for one, and for each CPU,
+so that all can read: Ray Data leaves about two thirds of them to that, and counts a block while it is still read."""
+
+_IN_HAND = 2
+"""Blocks that an actor may have in hand: while its network refines one, it gives away the last or takes in the next."""
 
 _FUSED_BLOCKS = 16
-"""Blocks that a fused actor is given at once, so that it reads the next while it refines one."""
+"""Blocks that a fused actor is given at once for each helper, so that they read the next while it refines one."""
 
 _SUSPECT = 2
 """Attempts at a batch that ended their process, after which the network refines each of its frames in a child."""
@@ -49,9 +55,9 @@ _SUSPECT = 2
 def run_ray(plan: Plan, wish: Placement) -> Iterator[list[Receipt]]:
     """The stages on the cluster at RAY_ADDRESS or a new one on this machine; yields the receipts of each block.
 
-    `auto` is fused where everything is on one machine without a GPU, and the copies between stages would take time from
-    the network; else spread, so that all CPUs of the cluster keep the GPUs fed. InputError where a stage fails as a
-    whole, such as on a full disk.
+    `auto` is fused where everything is on one machine, whose CPUs have enough to do without copies between stages; else
+    spread, so that all CPUs of the cluster keep the GPUs fed. InputError where a stage fails as a whole, such as on a
+    full disk.
     """
     from ray.data import DataContext
 
@@ -62,7 +68,8 @@ def run_ray(plan: Plan, wish: Placement) -> Iterator[list[Receipt]]:
         pool = network_pool(nodes, wish)
         mode = wish.mode
         if mode == "auto":
-            mode = "fused" if len(nodes) == 1 and "num_gpus" not in pool.resources else "spread"
+            alone = len(nodes) == 1 and ("num_gpus" not in pool.resources or nodes[0].get("GPU"))
+            mode = "fused" if alone else "spread"
         context = _data_context()
         # A frame that takes too long is given up by its task, tried again alone, and given up there.
         # The first machines of an autoscaler take their time: they may have to install everything.
@@ -71,7 +78,8 @@ def run_ray(plan: Plan, wish: Placement) -> Iterator[list[Receipt]]:
         context.execution_no_progress_timeout_s = int(max(patience, 4 * plan.stages.limits.seconds))
         with DataContext.current(context), _one_line_for_faults():
             cpus, gpus = sum(node.get("CPU", 0) for node in nodes), kind == "GPU"
-            blocks = in_blocks(plan, sample.result(), processes=pool.size, cpus=cpus, gpus=gpus)
+            patches = patches_per_block(gpus, sent=mode == "spread")
+            blocks = in_blocks(plan, sample.result(), patches=patches, processes=pool.size, cpus=cpus)
             close_idle()
             size = len(blocks.frames[0])
             plan.place.update(placement=mode, machines=len(nodes), pool=asdict(pool), frames_per_block=size)
@@ -85,22 +93,29 @@ def run_ray(plan: Plan, wish: Placement) -> Iterator[list[Receipt]]:
 def _spread(plan: Plan, blocks: Blocks, wish: Placement, pool: Pool, context: Any) -> Any:
     from ray.data import ActorPoolStrategy, ExecutionResources
 
+    attempts = _count_attempts()
+    whole = {"batch_size": None, "batch_format": "pyarrow", **selected_by(wish.extract_label)}
     # Without a limit everything is cut long before the network gets to it, and waits in memory.
-    attempts, at = _count_attempts(), selected_by(wish.extract_label)
-    backlog = _BACKLOG_BLOCKS * pool.size * blocks.patches * plan.stages.cutting.patch_bytes
+    cpus = sum(node["Resources"].get("CPU", 0) for node in alive_nodes())
+    backlog = (_BACKLOG_BLOCKS * pool.size + _BLOCKS_AT_WORK * cpus) * blocks.patches * plan.stages.cutting.patch_bytes
     context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=backlog)
+    # An actor that has one block in hand is not idle.
+    context.autoscaling_config.actor_pool_util_downscaling_threshold /= _IN_HAND
     return (
         _read_blocks(blocks.frames)
-        .map_batches(partial(_extract_batch, stages=plan.stages, attempts=attempts), batch_size=None, **at)
+        .map_batches(partial(_extract_batch, stages=plan.stages, attempts=attempts), **whole)
         .map_batches(
             _RefineActor,
             fn_constructor_args=(plan.stages, plan.load_refiner, pool.threads, attempts),
             batch_size=len(blocks.frames[0]),
-            compute=ActorPoolStrategy(min_size=1, initial_size=pool.size, max_size=pool.size),
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(
+                min_size=1, initial_size=pool.size, max_size=pool.size, max_concurrent_calls_per_actor=_IN_HAND
+            ),
             **pool.resources,
             **selected_by(wish.refine_label),
         )
-        .map_batches(partial(_write_batch, stages=plan.stages, attempts=attempts), batch_size=None, **at)
+        .map_batches(partial(_write_batch, stages=plan.stages, attempts=attempts), **whole)
     )
 
 
@@ -109,7 +124,7 @@ def _fused(plan: Plan, blocks: Blocks, wish: Placement, pool: Pool, context: Any
 
     # Every row of receipts leaves the actor at once: what has not left it is done again when it dies.
     context.target_max_block_size = 1
-    at_once = max(1, min(_FUSED_BLOCKS, len(blocks.frames) // pool.size))
+    at_once = max(1, min(_FUSED_BLOCKS * pool.helpers, len(blocks.frames) // pool.size))
     return _read_blocks([[block] for block in blocks.frames]).map_batches(
         _WholeActor,
         fn_constructor_args=(plan.stages, plan.load_refiner, pool.threads, pool.helpers, _count_attempts()),
@@ -218,18 +233,18 @@ def _attempt(attempts: Any, stage: str, key: str) -> Iterator[int]:
     attempts.end.remote(f"{stage} {key}")
 
 
-def _extract_batch(batch: dict[str, np.ndarray], stages: Stages, attempts: Any) -> dict[str, np.ndarray]:
-    works, patches = [], np.empty(len(batch["item"]), object)
-    refs = [pickle.loads(item) for item in batch["item"]]
+def _extract_batch(batch: pa.Table, stages: Stages, attempts: Any) -> pa.Table:
+    refs, works, patches = unpickled(batch["item"]), [], []
     with _attempt(attempts, "extract", refs[0].frame_id) as earlier:
-        for i, ref in enumerate(refs):
+        for ref in refs:
             if earlier:
-                work, patches[i] = stages.extract_isolated(ref)
+                (work,), (part,) = stages.extract_isolated([ref])
             else:
                 with _ended_after(stages.limits.seconds):
-                    work, patches[i] = stages.extract(ref)
-            works.append(pickle.dumps(work))
-    return {"work": np.array(works, object), "patches": patches}
+                    (work,), (part,) = stages.extract_all([ref])
+            works.append(work)
+            patches.append(part)
+    return pa.table({**work_columns(works), "patches": packed(patches)})
 
 
 @contextmanager
@@ -270,25 +285,25 @@ class _RefineActor:
         self.network = _Network(load, threads)
         self.idle_since = time.perf_counter()
 
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        works = [pickle.loads(work) for work in batch["work"]]
-        # One column of ragged tensors arrives as one array where all rows happen to have the same shape.
-        patches = list(batch["patches"])
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        works, sealed = unpickled(batch["work"]), batch["sealed"]
+        if any(work.in_pieces for work in works):
+            works, sealed = works_in(batch), None
+        side = self.stages.cutting.patch_px + 2 * self.stages.cutting.padding
+        patches = unpacked(batch["patches"], (side, side, 4), np.uint8)
         works[0].seconds["wait"] = time.perf_counter() - self.idle_since
         with _attempt(self.attempts, "refine", works[0].frame_id) as earlier:
             if earlier >= _SUSPECT:
                 works, parts = self.stages.refine_isolated(works, patches, self.load)
             else:
-                parts = self.stages.refine(works, patches, self.network())
-        probabilities = np.empty(len(parts), object)
-        for i, part in enumerate(parts):
-            probabilities[i] = part
+                ((works, parts),) = self.stages.refine([(works, patches)], self.network())
         self.idle_since = time.perf_counter()
-        return {"work": np.array([pickle.dumps(work) for work in works], object), "probabilities": probabilities}
+        return pa.table({**work_columns(works, sealed), "probabilities": packed(parts)})
 
 
-def _write_batch(batch: dict[str, np.ndarray], stages: Stages, attempts: Any) -> dict[str, np.ndarray]:
-    works, probabilities = [pickle.loads(work) for work in batch["work"]], list(batch["probabilities"])
+def _write_batch(batch: pa.Table, stages: Stages, attempts: Any) -> dict[str, np.ndarray]:
+    works, side = works_in(batch), stages.cutting.patch_px
+    probabilities = unpacked(batch["probabilities"], (side, side), np.uint16)
     with _attempt(attempts, "write", works[0].frame_id) as earlier:
         if earlier:
             receipts = stages.finish_isolated(works, probabilities)
@@ -314,7 +329,6 @@ class _WholeActor:
 
 def _read_blocks(blocks: list[list[Any]]) -> Any:
     """A Ray data set with one read task per block, so that a block is a unit of work and of repetition."""
-    import pyarrow as pa
     import ray
     from ray.data.block import BlockMetadata
     from ray.data.datasource import Datasource, ReadTask
@@ -327,9 +341,7 @@ def _read_blocks(blocks: list[list[Any]]) -> Any:
             tasks = []
             for block in blocks:
                 rows = [pickle.dumps(item) for item in block]
-                metadata = BlockMetadata(
-                    num_rows=len(rows), size_bytes=sum(map(len, rows)), input_files=None, exec_stats=None
-                )
+                metadata = BlockMetadata(num_rows=len(rows), size_bytes=sum(map(len, rows)), exec_stats=None)
                 tasks.append(ReadTask(lambda rows=rows: [pa.table({"item": pa.array(rows, pa.binary())})], metadata))
             return tasks
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,18 @@ from pipeline.guard import GuardConfig
 from pipeline.isolation import ChildError, isolated
 from pipeline.limits import LimitsConfig
 from pipeline.records import FrameRef, InputError
-from pipeline.stages import Cutting, Receipt, Work, assemble, commit, extract, refine, refine_in_pieces, set_aside
+from pipeline.stages import (
+    Block,
+    Cutting,
+    Receipt,
+    Work,
+    assemble,
+    commit,
+    extract,
+    refine,
+    refine_in_pieces,
+    set_aside,
+)
 
 if TYPE_CHECKING:
     from model import Refiner
@@ -39,12 +50,13 @@ class Stages:
         cv2.setNumThreads(1)
         return extract(ref, self.reader, self.images, self.cutting, self.guard, self.limits)
 
-    def refine(self, works: Sequence[Work], patches: Sequence[np.ndarray], refiner: Refiner) -> list[np.ndarray]:
-        """Foreground probabilities (n, P, P) uint16 of each frame's patches; frames in pieces are finished here."""
-        for work in works:
-            if work.in_pieces:
-                refine_in_pieces(work, refiner, self.images, self.cutting, self.guard, self.limits)
-        return refine(works, patches, refiner, self.cutting.padding)
+    def refine(self, blocks: Iterable[Block], refiner: Refiner) -> Iterator[Block]:
+        """Of blocks of frames and their patches, the frames and probabilities; frames in pieces are finished here."""
+        for works, probabilities in refine(blocks, refiner, self.cutting.padding):
+            for work in works:
+                if work.in_pieces:
+                    refine_in_pieces(work, refiner, self.images, self.cutting, self.guard, self.limits)
+            yield works, probabilities
 
     def finish(self, works: Sequence[Work], probabilities: Sequence[np.ndarray]) -> list[Receipt]:
         """Reassemble the frames and write them."""
@@ -53,15 +65,34 @@ class Stages:
             assemble(work, part, self.guard)
         return commit(works, self.writer)
 
-    def extract_isolated(self, ref: FrameRef) -> tuple[Work, np.ndarray]:
-        """As `extract`, in a child process: a frame that ends it, or takes too long, is set aside."""
-        with isolated(2 * self.limits.memory_bytes) as child:
-            try:
-                return child.call(self.extract, ref, seconds=self.limits.seconds)
-            except ChildError as death:
-                work = Work(ref.frame_id, file_name=ref.file_name)
-                set_aside(work, InputError(f"{ref.file_name}: reading it {death}"))
-                return work, self._no_patches()
+    def extract_all(self, refs: Sequence[FrameRef]) -> Block:
+        """Read frames and cut their patches; the frames are sealed."""
+        works, patches = [], []
+        for ref in refs:
+            work, part = self.extract(ref)
+            work.seal()
+            works.append(work)
+            patches.append(part)
+        return works, patches
+
+    def extract_isolated(self, refs: Sequence[FrameRef]) -> Block:
+        """As `extract_all`, in a child process: a frame that ends it, or takes too long, is set aside."""
+        try:
+            with isolated(2 * self.limits.memory_bytes) as child:
+                works, patches = child.call(self.extract_all, refs, seconds=self.limits.seconds)
+        except ChildError as death:
+            if len(refs) > 1:
+                alone = [self.extract_isolated([ref]) for ref in refs]
+                return [work for works, _ in alone for work in works], [part for _, parts in alone for part in parts]
+            work = Work(refs[0].frame_id, file_name=refs[0].file_name)
+            set_aside(work, InputError(f"{work.file_name}: reading it {death}"))
+            return [work], [self._no_patches()]
+        if len(refs) > 1:
+            # The others may have left a frame too little memory.
+            for i, work in enumerate(works):
+                if work.error:
+                    (works[i],), (patches[i],) = self.extract_isolated([refs[i]])
+        return works, patches
 
     def refine_isolated(
         self, works: Sequence[Work], patches: Sequence[np.ndarray], load: Callable[[], Refiner]
@@ -89,7 +120,7 @@ class Stages:
         return [receipt for work, part in zip(works, probabilities) for receipt in self.finish_isolated([work], [part])]
 
     def _refine_one(self, work: Work, patches: np.ndarray, load: Callable[[], Refiner]) -> tuple[Work, np.ndarray]:
-        (probabilities,) = self.refine([work], [patches], load())
+        ((_, (probabilities,)),) = self.refine([([work], [patches])], load())
         return work, probabilities
 
     def _no_patches(self) -> np.ndarray:
@@ -111,13 +142,15 @@ class Plan:
 
 
 @lru_cache(maxsize=1)
-def load_refiner(checkpoint: str, precision: Any, batch_size: int | None, cpu_backend: Any) -> Refiner:
-    """The network of a checkpoint, in the process that will run it; `cpu_backend` where that has no GPU."""
+def load_refiner(
+    checkpoint: str, precision: Any, batch_size: int | None, cpu_backend: Any, gpu_backend: Any = "auto"
+) -> Refiner:
+    """The network of a checkpoint, in the process that will run it, by the backend for what that has."""
     import torch
 
     from model import Refiner
     from model.checkpoint import load
 
-    backend = "torch" if torch.cuda.is_available() else cpu_backend
+    backend = gpu_backend if torch.cuda.is_available() else cpu_backend
     network = load(checkpoint, storage.read(checkpoint))
     return Refiner(network, precision=precision, batch_size=batch_size, backend=backend)

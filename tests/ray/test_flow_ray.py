@@ -1,14 +1,28 @@
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from pipeline import dump as forms
+from pipeline import stages
+from pipeline.formats.cityscapes import CityscapesReader
 from pipeline.ledger import Ledger
 from pipeline.run import run as refine_dump
 from tests.dumps import make_dump, tree
 
 pytestmark = pytest.mark.slow
+
+
+@dataclass(frozen=True)
+class FewTravelReader(CityscapesReader):
+    """Lets the patches of a frame travel only where they are few, in whatever process it reads."""
+
+    def read(self, ref, width, height) -> Iterator:
+        stages.IN_PIECES = 8
+        yield from super().read(ref, width, height)
 
 
 @pytest.mark.parametrize("form", ["cityscapes", "coco", "parquet"])
@@ -58,3 +72,17 @@ def test_on_a_cluster_a_block_stays_whole_through_every_stage(cluster, tmp_path,
     assert place["frames_per_block"] == 2
     stages = re.findall(r"Operator \d+ (.*): (\d+) tasks executed, (\d+) blocks", place["ray_data_stats"])
     assert [counts for _, *counts in stages] == [["4", "4"]] * 3, stages
+
+
+def test_patches_of_any_size_and_frames_in_pieces_come_through_a_spread_run(
+    cluster, tmp_path, checkpoint_path, monkeypatch
+):
+    dump = make_dump(tmp_path / "dump", frames=7)
+    settings = {"patch_size": 32, "padding": 3, "frames_per_block": 3}
+    refine_dump(dump.config("cityscapes", tmp_path / "local", checkpoint_path, local=True, **settings), print)
+    monkeypatch.setattr(stages, "IN_PIECES", stages.IN_PIECES)  # to be put back
+    monkeypatch.setattr(forms, "reader", lambda predictions, images, *_: FewTravelReader(predictions, images))
+    config = dump.config("cityscapes", tmp_path / "out", checkpoint_path, placement="spread", **settings)
+    summary = refine_dump(config, print)
+    assert (summary.frames, summary.refined > 5) == (7, True)
+    assert tree(tmp_path / "out") == tree(tmp_path / "local")

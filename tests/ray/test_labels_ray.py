@@ -36,9 +36,9 @@ class NotingReader(CityscapesReader):
 class NotingNetwork(Blur):
     notes: str
 
-    def probabilities(self, patches):
+    def probabilities(self, *patches):
         _note(self.notes)
-        return super().probabilities(patches)
+        return super().probabilities(*patches)
 
 
 @pytest.fixture

@@ -7,9 +7,11 @@ from pipeline.flow.blocks import (
     MOST_FRAMES,
     PATCHES_ON_CPU,
     PATCHES_ON_GPU,
+    PATCHES_SENT_TO_GPU,
     UNKNOWN,
     Blocks,
     in_blocks,
+    patches_per_block,
     patches_per_frame,
 )
 from pipeline.flow.plan import Plan, Stages
@@ -30,9 +32,12 @@ def _size(blocks: Blocks) -> int:
     return len(blocks.frames[0])
 
 
-@pytest.mark.parametrize(("gpus", "patches"), [(False, PATCHES_ON_CPU), (True, PATCHES_ON_GPU)])
-def test_a_block_has_about_the_patches_that_suit_the_device(gpus, patches):
-    blocks = in_blocks(_plan(10_000), 100.0, gpus=gpus)
+@pytest.mark.parametrize(
+    ("gpus", "sent", "patches"),
+    [(False, False, PATCHES_ON_CPU), (True, False, PATCHES_ON_GPU), (True, True, PATCHES_SENT_TO_GPU)],
+)
+def test_a_block_has_about_the_patches_that_suit_the_device(gpus, sent, patches):
+    blocks = in_blocks(_plan(10_000), 100.0, patches=patches_per_block(gpus, sent))
     assert _size(blocks) == round(patches / 100)
     assert blocks.patches == pytest.approx(patches, rel=0.05)
 

@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from model import Refiner
-from model.gpu import DeviceQueue
+from model.gpu import DeviceQueue, suited_half
 from model.hrnet import fold, pad_channels
+from model.parts import Parts
 from tests.conftest import random_patches, seeded_network
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -15,14 +16,39 @@ def expected():
     return Refiner(seeded_network(), device="cpu", backend="torch").probabilities(random_patches(7))
 
 
+def one(queue: DeviceQueue, *patches: np.ndarray) -> np.ndarray:
+    (found,) = queue.each([Parts(*patches)])
+    return found
+
+
 def test_batches_through_the_device_queue_come_back_in_order(expected):
     queue = DeviceQueue(pad_channels(fold(seeded_network())), batch_size=2)
-    found = queue.probabilities(random_patches(7))
+    found = one(queue, random_patches(7))
     assert found.dtype == np.uint16
     assert expected.std() > 100
     assert np.abs(found.astype(np.int32) - expected).max() < 1e-4 * 65535
-    assert np.array_equal(queue.probabilities(random_patches(7)[4:5]), found[4:5])
-    assert queue.probabilities(random_patches(7)[:0]).shape == (0, 64, 64)
+    assert np.array_equal(one(queue, random_patches(7)[4:5]), found[4:5])
+    assert one(queue, random_patches(7)[:0]).shape == (0, 64, 64)
+
+
+@pytest.mark.parametrize("sizes", [(3, 0, 1, 7, 2), (2, 2), (0,), (1,), ()])
+def test_batches_are_filled_across_blocks(expected, sizes):
+    queue, patches = DeviceQueue(fold(seeded_network()), batch_size=2), random_patches(sum(sizes))
+    ends = np.cumsum(sizes)
+    blocks = [Parts(patches[end - size : end]) for end, size in zip(ends, sizes)]
+    found = list(queue.each(blocks))
+    assert [len(block) for block in found] == list(sizes)
+    assert all(
+        np.array_equal(block, one(queue, patches[end - size : end])) for block, end, size in zip(found, ends, sizes)
+    )
+
+
+def test_a_call_may_come_in_between_the_blocks_of_another():
+    queue, patches = DeviceQueue(fold(seeded_network()), batch_size=4), random_patches(9)
+    blocks = (Parts(patches[start : start + 3]) for start in (0, 3, 6))
+    found = [(block, one(queue, patches[:1])) for block in queue.each(blocks)]
+    assert np.array_equal(np.concatenate([block for block, _ in found]), one(queue, patches))
+    assert all(np.array_equal(between, found[0][0][:1]) for _, between in found)
 
 
 def test_certain_probabilities_survive_the_way_through_signed_integers():
@@ -31,13 +57,21 @@ def test_certain_probabilities_survive_the_way_through_signed_integers():
     difference.weight.zero_()
     for bias, expected in ((-1e3, 0), (0, 32768), (1e3, 65535)):
         difference.bias.fill_(bias)
-        assert (DeviceQueue(network, batch_size=1).probabilities(random_patches(1)) == expected).all()
+        assert (one(DeviceQueue(network, batch_size=1), random_patches(1)) == expected).all()
+
+
+def test_half_precision_is_the_kind_whose_range_the_network_keeps_to():
+    assert suited_half(fold(seeded_network())) == "fp16"
+    network = seeded_network()
+    network.backbone.bn2.weight.data *= 1e4
+    assert suited_half(fold(network)) == "bf16"
 
 
 @needs_gpu
+@pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 0.2), ("fp16", 0.02)])
-def test_a_gpu_gives_the_cpus_probabilities(expected, precision, tolerance):
-    refiner = Refiner(seeded_network(), device="cuda", precision=precision, batch_size=2)
+def test_a_gpu_gives_the_cpus_probabilities(expected, backend, precision, tolerance):
+    refiner = Refiner(seeded_network(), device="cuda", precision=precision, batch_size=2, backend=backend)
     found = refiner.probabilities(random_patches(7))
     assert np.abs(found.astype(np.int32) - expected).max() < tolerance * 65535
     assert np.array_equal(refiner.probabilities(random_patches(7)), found)

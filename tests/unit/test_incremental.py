@@ -17,19 +17,9 @@ from pipeline.config import RefineConfig
 from pipeline.records import InputError
 from pipeline.run import run
 from tests.dumps import make_dump, tree
+from tests.poison import Blur
 
 FORMS = ("cityscapes", "coco", "parquet")
-
-
-class Blur:
-    """In the network's place, a thousand times faster: the coarse mask with soft edges."""
-
-    batch_size = 4
-    arithmetic = "none"
-
-    def probabilities(self, patches):
-        masks = patches[..., 3] * np.uint16(65535)
-        return np.array([cv2.blur(mask, (5, 5)) for mask in masks], np.uint16).reshape(masks.shape)
 
 
 @pytest.fixture

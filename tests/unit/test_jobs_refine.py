@@ -4,8 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -13,21 +11,11 @@ import torch
 from jobs import refine as job
 from pipeline import flow
 from tests.dumps import make_dump, tree
+from tests.poison import Blur
 
 LOAD_REFINER = flow.load_refiner
 INPUTS = {"cityscapes": "cityscapes", "coco": "results.json", "parquet": "frames.parquet"}
 OUTPUTS = {"cityscapes": "", "coco": "refined.json", "parquet": "part-00000.parquet"}
-
-
-class Blur:
-    """In the network's place, a thousand times faster: the coarse mask with soft edges."""
-
-    batch_size = 4
-    arithmetic = "none"
-
-    def probabilities(self, patches):
-        masks = patches[..., 3] * np.uint16(65535)
-        return np.array([cv2.blur(mask, (5, 5)) for mask in masks], np.uint16).reshape(masks.shape)
 
 
 @pytest.fixture

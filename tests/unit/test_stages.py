@@ -83,7 +83,9 @@ def test_frames_share_batches_and_get_their_own_probabilities_back():
     refiner = Refiner(seeded_network(), device="cpu")
     patches = random_patches(9)
     parts = [patches[:4], patches[4:4], patches[4:]]
-    probabilities = refine([Work("a"), Work("b"), Work("c")], parts, refiner, padding=0)
+    works = [Work("a"), Work("b"), Work("c")]
+    ((refined, probabilities),) = refine([(works, parts)], refiner, padding=0)
+    assert refined is works
     assert [len(part) for part in probabilities] == [4, 0, 5]
     assert np.array_equal(np.concatenate(probabilities), refiner.probabilities(patches))
 
@@ -91,7 +93,7 @@ def test_frames_share_batches_and_get_their_own_probabilities_back():
 def test_padding_is_cut_off_the_probabilities():
     refiner = Refiner(seeded_network(), device="cpu")
     patches = random_patches(2, 80)
-    (inner,) = refine([Work("a")], [patches], refiner, padding=8)
+    ((_, (inner,)),) = refine([([Work("a")], [patches])], refiner, padding=8)
     assert np.array_equal(inner, refiner.probabilities(patches)[:, 8:-8, 8:-8])
 
 
@@ -108,7 +110,7 @@ def test_a_frame_with_too_many_patches_is_refined_in_pieces_to_the_same_masks(tm
     guard = GuardConfig(enabled=False)
     ref = FrameRef("x", "x.png")
     whole, patches = extract(ref, Reader(), str(tmp_path), CUTTING, guard)
-    (probabilities,) = refine([whole], [patches], refiner, padding=0)
+    ((_, (probabilities,)),) = refine([([whole], [patches])], refiner, padding=0)
     assemble(whole, probabilities, guard)
     monkeypatch.setattr(stages, "IN_PIECES", most)
     work, none = extract(ref, Reader(), str(tmp_path), CUTTING, guard)

@@ -13,17 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 import tyro
 
 from model.rates import rates, table
-from model.refiner import Precision
+from model.refiner import Precision, Refiner
 from pipeline import demo_dump
 from pipeline.benchmark import results as tables
 from pipeline.benchmark.chart import svg
 from pipeline.benchmark.cost import CostModel
-from pipeline.benchmark.end_to_end import Way, best_network, run_job
+from pipeline.benchmark.end_to_end import EndToEnd, Way, best_network, run_job
 from pipeline.benchmark.handling import measure_handling, network_stage
-from pipeline.benchmark.made_dump import CITYSCAPES, COCO, DISTINCT, MadeDump, make_dump
+from pipeline.benchmark.made_dump import CITYSCAPES, COCO, DISTINCT, MadeDump, Scenery, decoded, make_dump
 from pipeline.benchmark.preparation import measure_preparation
 from pipeline.benchmark.results import Results
 from pipeline.benchmark.scale import BLOCK_FRAMES, simulate
@@ -37,6 +38,9 @@ SMOKE_JOB = 0.75
 """Share of the bare network that the job must reach in it."""
 SMOKE_TRIES = 3
 """A machine that others use as well is sometimes slow; the best try counts."""
+
+CPU_PATCHES, GPU_PATCHES = 2_800, 500_000
+"""Patches of the dump that the job refines, unless its frames are given: some ten seconds of the network's time."""
 
 ACTORS = (1, 2, 4)
 BLOCK_DELAY_S = 1.0
@@ -52,14 +56,16 @@ class BenchConfig:
 
     coco: bool = False
     """640x480 JPEG images and a results json, instead of 2048x1024 PNG images and masks."""
-    frames: int = 24
-    """Frames of the dump that the job refines."""
+    decoded: bool = False
+    """The frames with next to nothing to decode, for a GPU with fewer CPU cores than decoding would need."""
+    frames: int | None = None
+    """Frames of the dump that the job refines; by default about 2,800 patches of them, or 500,000 on a GPU."""
     ways: tuple[Way, ...] = ("local", "fused", "spread")
     """How the job is run: without Ray, on Ray in one actor, on Ray spread over tasks."""
     checkpoint: str = "hrnet18s_128"
-    precision: Precision = "fp32"
-    gpu_patches_per_s: float = 3000.0
-    """Rate of one GPU that the cost model assumes."""
+    precision: Precision = "auto"
+    gpu_patches_per_s: float = 70_000.0
+    """Rate of one GPU that the cost model assumes where none is at hand; about an H200's with the bundled weights."""
     network: bool = False
     """Every way to run the network here, on patches of the demo's photographs, beside the reference's."""
     memory: bool = False
@@ -97,7 +103,7 @@ def main() -> int:
 
 
 def stages_and_job(config: BenchConfig, root: Path, results: Results) -> int:
-    dump = _made(config, root, config.frames, results)
+    dump = _made(config, root, _frames(config), results)
     results.handling = measure_handling(dump, DISTINCT)
     crops = results.handling.crops
     patches = np.concatenate(crops)
@@ -108,16 +114,19 @@ def stages_and_job(config: BenchConfig, root: Path, results: Results) -> int:
         "bare network, patches/s by batch: "
         + ", ".join(f"{batch}: {per_s:.1f}" for batch, per_s in results.bare_patches_per_s.items())
     )
+    print(tables.JOB_HEAD, flush=True)
     for way in config.ways:
-        results.jobs.append(run_job(dump, way, _flags(config), best, patches))
-    print(tables.job_table(results.jobs), end="\n\n")
-    results.cost = CostModel(results.handling.patches, results.handling.cpu_ms, config.gpu_patches_per_s)
+        _run_job(config, dump, way, best, patches, results)
+    print(*tables.rays_price(results.jobs), "", sep="\n")
+    on_gpu = best.device.type != "cpu"
+    rate = max(results.bare_patches_per_s.values()) if on_gpu else config.gpu_patches_per_s
+    results.cost = CostModel(results.handling.patches, results.handling.cpu_ms, rate, measured=on_gpu)
     print(results.cost.text())
     return 0
 
 
 def smoke(config: BenchConfig, root: Path, results: Results) -> int:
-    dump = _made(config, root, config.frames, results)
+    dump = _made(config, root, _frames(config), results)
     for _ in range(SMOKE_TRIES):
         handling = measure_handling(dump, DISTINCT)
         if results.handling is None or handling.ratio < results.handling.ratio:
@@ -127,11 +136,11 @@ def smoke(config: BenchConfig, root: Path, results: Results) -> int:
     print(tables.stage_table(results.handling, None), end="\n\n", flush=True)
     patches = np.concatenate(results.handling.crops)
     _, best, results.bare_patches_per_s = best_network(config.checkpoint, config.precision, patches, seconds=1)
+    print(tables.JOB_HEAD, flush=True)
     for _ in range(SMOKE_TRIES):
-        results.jobs.append(run_job(dump, "fused", _flags(config), best, patches))
-        if results.jobs[-1].ratio >= SMOKE_JOB:
+        if _run_job(config, dump, "fused", best, patches, results).ratio >= SMOKE_JOB:
             break
-    print(tables.job_table(results.jobs))
+    print(*tables.rays_price(results.jobs), sep="\n")
     handling_ratio, job_ratio = results.handling.ratio, max(job.ratio for job in results.jobs)
     sound = handling_ratio <= SMOKE_HANDLING and job_ratio >= SMOKE_JOB
     print(
@@ -142,25 +151,28 @@ def smoke(config: BenchConfig, root: Path, results: Results) -> int:
 
 
 def memory(config: BenchConfig, root: Path, results: Results) -> int:
-    dump = _made(config, root, config.frames, results)
+    few = _frames(config)
+    dump = _made(config, root, few, results)
     patches = np.concatenate(measure_handling(dump, DISTINCT).crops)
     _, best, results.bare_patches_per_s = best_network(config.checkpoint, config.precision, patches)
+    print(tables.JOB_HEAD, flush=True)
     for way in config.ways:
-        for frames in (config.frames, 10 * config.frames):
-            results.jobs.append(run_job(_made(config, root, frames, results), way, _flags(config), best, patches))
-        small, large = results.jobs[-2:]
+        small, large = (
+            _run_job(config, _made(config, root, frames, results), way, best, patches, results)
+            for frames in (few, 10 * few)
+        )
         print(f"{way}: peak memory of ten times the frames {large.peak_mb / small.peak_mb:.2f}x", flush=True)
-    print(tables.job_table(results.jobs))
     return 0
 
 
 def network(config: BenchConfig, root: Path, results: Results) -> int:
-    print(table(rates(config.checkpoint, _photograph_patches())))
+    results.ways = rates(config.checkpoint, _photograph_patches())
+    print(table(results.ways))
     return 0
 
 
 def prepare(config: BenchConfig, root: Path, results: Results) -> int:
-    cost = measure_preparation(_made(config, root, config.frames, results))
+    cost = measure_preparation(_made(config, root, _frames(config), results))
     print(f"training patches           {cost.patches}")
     print(f"prepare, whole             {cost.prepare_per_s:.0f} patches/s in one process")
     print(f"three PNG files each       {cost.files_per_s:.0f} patches/s, encoding and writing alone")
@@ -186,14 +198,28 @@ def scale(config: BenchConfig, root: Path, results: Results) -> int:
     return 0
 
 
-def _made(config: BenchConfig, root: Path, frames: int, results: Results) -> MadeDump:
+def _scenery(config: BenchConfig) -> Scenery:
     scenery = COCO if config.coco else CITYSCAPES
-    results.scenery = scenery.name
-    return make_dump(root, scenery, frames)
+    return decoded(scenery) if config.decoded else scenery
 
 
-def _flags(config: BenchConfig) -> list[str]:
-    return ["--checkpoint", config.checkpoint, "--precision", config.precision]
+def _frames(config: BenchConfig) -> int:
+    patches = GPU_PATCHES if torch.cuda.is_available() else CPU_PATCHES
+    return config.frames or round(patches / _scenery(config).patches)
+
+
+def _made(config: BenchConfig, root: Path, frames: int, results: Results) -> MadeDump:
+    results.scenery = _scenery(config).name
+    return make_dump(root, _scenery(config), frames)
+
+
+def _run_job(
+    config: BenchConfig, dump: MadeDump, way: Way, bare: Refiner, patches: np.ndarray, results: Results
+) -> EndToEnd:
+    flags = ["--checkpoint", config.checkpoint, "--precision", config.precision]
+    results.jobs.append(run_job(dump, way, flags, bare, patches))
+    print(tables.job_line(results.jobs[-1]), flush=True)
+    return results.jobs[-1]
 
 
 def _photograph_patches() -> np.ndarray:

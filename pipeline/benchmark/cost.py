@@ -1,4 +1,4 @@
-"""What a dump would cost on GPUs: measured handling, and an assumption about the GPU."""
+"""What a dump costs on GPUs, from measured handling and the rate of a GPU."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CostModel:
-    """Everything that follows from three numbers; only the GPU's is not measured here."""
+    """Everything that follows from three numbers."""
 
     patches_per_frame: float
     handling_cpu_ms: float
     """CPU milliseconds per frame outside the network."""
     gpu_patches_per_s: float
-    """An assumption."""
+    measured: bool
+    """Whether the GPU's rate was measured here, or is taken from elsewhere."""
 
     @property
     def frames_per_gpu_hour(self) -> float:
@@ -33,8 +34,9 @@ class CostModel:
         """The model as lines, for some numbers of GPUs."""
         return "\n".join(
             [
-                f"cost of {frames:,} frames of {self.patches_per_frame:.0f} patches, ASSUMING"
-                f" {self.gpu_patches_per_s:,.0f} patches/s on a GPU:",
+                f"cost of {frames:,} frames of {self.patches_per_frame:.0f} patches,"
+                f" {'with the' if self.measured else 'ASSUMING'} {self.gpu_patches_per_s:,.0f} patches/s"
+                f" {'measured on this GPU' if self.measured else 'on a GPU'}:",
                 f"  {self.frames_per_gpu_hour:,.0f} frames per GPU hour,"
                 f" {frames / self.frames_per_gpu_hour:,.1f} GPU hours in all;"
                 f" {self.cores_per_gpu:.1f} CPU cores keep one GPU busy",

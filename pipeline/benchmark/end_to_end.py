@@ -36,7 +36,8 @@ class EndToEnd:
     bare_patches_per_s: float
     """The bare network, mean of right before and right after; machines drift."""
     cores: float
-    """Share of the cores that the bare network got: below about 0.9 others were using them, and the ratio drifts."""
+    """Share of the cores that the bare network got: below about 0.9 others were using them, and the ratio drifts; 1 for
+    a network on a GPU."""
     start_s: float
     """All the rest: the process, Ray, the network, the first block."""
     peak_mb: float
@@ -107,7 +108,7 @@ def _bare(refiner: Refiner, patches: np.ndarray, seconds: float) -> tuple[float,
     wall, cpu = time.perf_counter(), time.process_time()
     per_s = rate(refiner, patches, seconds)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return per_s, cpu / (wall * torch.get_num_threads())
+    return per_s, cpu / (wall * torch.get_num_threads()) if refiner.device.type == "cpu" else 1.0
 
 
 def _run(command: Sequence[str]) -> tuple[str, float]:

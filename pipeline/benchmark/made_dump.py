@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -32,12 +33,19 @@ class Scenery:
     """Median, least and largest extent of an object; log-normal in between."""
     form: Format
     image_suffix: str
+    patches: int
+    """About how many a frame has."""
     nms_threshold: float = 0.25
     """As the reference infers on COCO; gives about the 140 patches a frame that it reports for Cityscapes at it."""
 
 
-CITYSCAPES = Scenery("cityscapes", 2048, 1024, 20, (90, 20, 600), "cityscapes", ".png")
-COCO = Scenery("coco", 640, 480, 7, (70, 20, 400), "coco", ".jpg")
+CITYSCAPES = Scenery("cityscapes", 2048, 1024, 20, (90, 20, 600), "cityscapes", ".png", 118)
+COCO = Scenery("coco", 640, 480, 7, (70, 20, 400), "coco", ".jpg", 30)
+
+
+def decoded(scenery: Scenery) -> Scenery:
+    """The same frames with next to nothing to decode: images as plain pixels, masks as run lengths."""
+    return replace(scenery, name=f"{scenery.name}, decoded", form="coco", image_suffix=".bmp")
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class MadeDump:
             predictions=str(self.predictions),
             images=str(self.images),
             output=str(self.root / output),
-            image_pattern="made_{image_id:06d}.jpg" if self.scenery.form == "coco" else None,
+            image_pattern="made_{image_id:06d}" + self.scenery.image_suffix if self.scenery.form == "coco" else None,
             nms_threshold=self.scenery.nms_threshold,
         )
 
@@ -79,8 +87,7 @@ def make_dump(root: Path, scenery: Scenery, frames: int, seed: int = 0) -> MadeD
         image = _encoded(_photograph(scenery, rng), scenery.image_suffix)
         masks = [_object(scenery, rng) for _ in range(scenery.instances)]
         numbers = range(i, frames, DISTINCT)
-        for number in numbers:
-            (dump.images / f"made_{number:06d}{scenery.image_suffix}").write_bytes(image)
+        _write_same(image, [dump.images / f"made_{number:06d}{scenery.image_suffix}" for number in numbers])
         if scenery.form == "coco":
             entries += _entries(masks, numbers)
         else:
@@ -94,13 +101,18 @@ def make_dump(root: Path, scenery: Scenery, frames: int, seed: int = 0) -> MadeD
 
 def _write_folder(folder: Path, masks: list[np.ndarray], numbers: range) -> None:
     folder.mkdir(exist_ok=True)
-    encoded = [_encoded(mask * 255, ".png") for mask in masks]
+    for k, mask in enumerate(masks):
+        _write_same(_encoded(mask * 255, ".png"), [folder / f"made_{number:06d}_{k}.png" for number in numbers])
     for number in numbers:
-        lines = []
-        for k, mask in enumerate(encoded):
-            (folder / f"made_{number:06d}_{k}.png").write_bytes(mask)
-            lines.append(f"made_{number:06d}_{k}.png {24 + k % 10} {0.99 - 0.01 * k}\n")
+        lines = [f"made_{number:06d}_{k}.png {24 + k % 10} {0.99 - 0.01 * k}\n" for k in range(len(masks))]
         (folder / f"made_{number:06d}_pred.txt").write_text("".join(lines))
+
+
+def _write_same(data: bytes, paths: list[Path]) -> None:
+    """Write one file under several names; thousands of frames need the room of a few."""
+    paths[0].write_bytes(data)
+    for path in paths[1:]:
+        os.link(paths[0], path)
 
 
 def _entries(masks: list[np.ndarray], numbers: range) -> list[dict]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from model.rates import BASE, Rate
 from pipeline.benchmark.chart import Bar, Chart
 from pipeline.benchmark.cost import CostModel
 from pipeline.benchmark.end_to_end import EndToEnd
@@ -29,6 +30,8 @@ class Results:
     network: Stage | None = None
     bare_patches_per_s: dict[int, float] = field(default_factory=dict)
     """By patches per batch."""
+    ways: list[Rate] = field(default_factory=list)
+    """To run the network, beside the reference's."""
     jobs: list[EndToEnd] = field(default_factory=list)
     ray_start_s: float = 0.0
     ray_task_ms: float = 0.0
@@ -61,6 +64,10 @@ class Results:
                 for stage in self.handling.stages
             ]
             charts.append(Chart("CPU ms per frame outside the network; below: floor", bars))
+        if self.ways:
+            base = next(way for way in self.ways if way.name == BASE).patches_per_s
+            bars = [Bar(way.name, way.patches_per_s, base, f"{way.patches_per_s:.0f}") for way in self.ways]
+            charts.append(Chart(f"patches/s of the bare network; below: {BASE}", bars))
         if self.jobs:
             bars = [
                 Bar(job.way, job.patches_per_s, job.bare_patches_per_s, f"{job.patches_per_s:.0f}, {job.ratio:.2f}x")
@@ -118,14 +125,20 @@ def _in_order(handling: Handling, network: Stage | None) -> list[Stage]:
     return [*handling.stages[:3], *([network] if network else []), *handling.stages[3:]]
 
 
-def job_table(jobs: Sequence[EndToEnd]) -> str:
-    """One line for each way to run the job, and what Ray costs against running without."""
-    lines = [f"{'job':<8}{'frames':>8}{'patches/s':>11}{'bare':>8}{'ratio':>7}{'cores':>7}{'start s':>9}{'peak MB':>9}"]
-    for job in jobs:
-        lines.append(
-            f"{job.way:<8}{job.frames:8d}{job.patches_per_s:11.1f}{job.bare_patches_per_s:8.1f}{job.ratio:7.2f}"
-            f"{job.cores:7.2f}{job.start_s:9.1f}{job.peak_mb:9.0f}"
-        )
+JOB_HEAD = f"{'job':<8}{'frames':>8}{'patches/s':>11}{'bare':>10}{'ratio':>7}{'cores':>7}{'start s':>9}{'peak MB':>9}"
+
+
+def job_line(job: EndToEnd) -> str:
+    """One way to run the job, under JOB_HEAD."""
+    return (
+        f"{job.way:<8}{job.frames:8d}{job.patches_per_s:11.1f}{job.bare_patches_per_s:10.1f}{job.ratio:7.2f}"
+        f"{job.cores:7.2f}{job.start_s:9.1f}{job.peak_mb:9.0f}"
+    )
+
+
+def rays_price(jobs: Sequence[EndToEnd]) -> list[str]:
+    """What Ray costs against running without, and whether these ratios hold."""
+    lines = []
     local = next((job for job in jobs if job.way == "local"), None)
     for job in jobs:
         if local and job.way != "local":
@@ -133,7 +146,7 @@ def job_table(jobs: Sequence[EndToEnd]) -> str:
             lines.append(f"Ray's price, {job.way}: {price}")
     if any(job.cores < BUSY for job in jobs):
         lines.append(f"others were using the machine (cores below {BUSY}): these ratios drift")
-    return "\n".join(lines)
+    return lines
 
 
 SCALE_HEAD = (

@@ -5,17 +5,19 @@ import numpy as np
 import pytest
 
 from jobs import bench
+from model.rates import Rate
 from pipeline.benchmark.chart import svg
 from pipeline.benchmark.cost import CostModel
 from pipeline.benchmark.end_to_end import EndToEnd
 from pipeline.benchmark.handling import HANDLING, Handling, Stage, measure_handling
-from pipeline.benchmark.made_dump import CITYSCAPES, COCO, make_dump
-from pipeline.benchmark.results import Results, job_table, stage_table
+from pipeline.benchmark.made_dump import CITYSCAPES, COCO, decoded, make_dump
+from pipeline.benchmark.results import Results, rays_price, stage_table
 from pipeline.benchmark.scale import simulate
 from pipeline.dump import reader
 
 SMALL = {"width": 320, "height": 240, "instances": 3, "extent_px": (60, 20, 120)}
-SCENERIES = [replace(CITYSCAPES, **SMALL), replace(COCO, **SMALL)]
+SCENERIES = [replace(CITYSCAPES, **SMALL), replace(COCO, **SMALL), decoded(replace(CITYSCAPES, **SMALL))]
+NAMES = [scenery.name for scenery in SCENERIES]
 
 
 def _handling(ratio, patches=100):
@@ -27,7 +29,7 @@ def _job(ratio, way="fused", cores=1.0):
     return EndToEnd(way, 24, 100 * ratio, 100, cores, 5.0, 1000.0)
 
 
-@pytest.mark.parametrize("scenery", SCENERIES, ids=lambda scenery: scenery.form)
+@pytest.mark.parametrize("scenery", SCENERIES, ids=NAMES)
 def test_a_made_dump_is_read_like_any_other_and_repeats_its_first_frames_under_other_names(tmp_path, scenery):
     dump = make_dump(tmp_path, scenery, 10)
     config = dump.config("refined")
@@ -46,7 +48,7 @@ def test_a_smaller_dump_leaves_nothing_of_a_larger_one_made_before(tmp_path):
     assert len(reader(config.predictions, config.images, "cityscapes").list_frames()) == 2
 
 
-@pytest.mark.parametrize("scenery", SCENERIES, ids=lambda scenery: scenery.form)
+@pytest.mark.parametrize("scenery", SCENERIES, ids=NAMES)
 def test_every_stage_is_measured_beside_a_floor_of_its_own(tmp_path, scenery):
     handling = measure_handling(make_dump(tmp_path, scenery, 2), 2)
     assert [stage.name for stage in handling.stages] == list(HANDLING)
@@ -68,21 +70,22 @@ def test_the_stage_table_has_a_row_for_each_stage_in_a_frames_order_and_one_for_
 
 
 def test_rays_price_is_told_against_the_run_without_ray():
-    last = job_table([_job(0.9, "local"), _job(0.81)]).splitlines()[-1]
-    assert last.startswith("Ray's price, fused: 0.90x")
+    (line,) = rays_price([_job(0.9, "local"), _job(0.81)])
+    assert line.startswith("Ray's price, fused: 0.90x")
 
 
 def test_a_run_on_a_machine_that_others_used_says_so():
-    assert "others were using the machine" in job_table([_job(0.9, cores=0.5)])
-    assert "others were using the machine" not in job_table([_job(0.9)])
+    assert "others were using the machine" in rays_price([_job(0.9, cores=0.5)])[-1]
+    assert rays_price([_job(0.9)]) == []
 
 
 def test_the_cost_model_follows_from_patches_per_frame_and_the_assumed_rate_of_a_gpu():
-    cost = CostModel(patches_per_frame=150, handling_cpu_ms=100, gpu_patches_per_s=3000)
+    cost = CostModel(patches_per_frame=150, handling_cpu_ms=100, gpu_patches_per_s=3000, measured=False)
     assert cost.frames_per_gpu_hour == 72_000
     assert cost.cores_per_gpu == pytest.approx(2)
     assert cost.hours(720_000, gpus=2) == pytest.approx(5)
     assert "ASSUMING 3,000 patches/s" in cost.text()
+    assert "with the 3,000 patches/s measured" in replace(cost, measured=True).text()
 
 
 def test_the_chart_is_well_formed_and_shows_every_figure_beside_its_floor():
@@ -99,6 +102,14 @@ def test_the_json_has_stages_with_ratios_and_no_pixels():
     assert plain["stages"][-1]["ratio"] == 2
     assert plain["jobs"][0]["ratio"] == pytest.approx(0.9)
     assert plain["handling"].keys() == {"patches", "copy_gb_per_s", "cpu_ms", "floor_ms", "ratio"}
+
+
+def test_the_ways_to_run_the_network_are_in_the_json_and_in_the_chart():
+    results = Results(
+        ways=[Rate("torch fp32", 100, 50, 1, None, None), Rate("gpu triton fp16", 7e4, 1e5, 700, 1e-5, 0)]
+    )
+    assert [way["patches_per_s"] for way in results.plain()["ways"]] == [100, 7e4]
+    assert "gpu triton fp16" in svg(results.charts())
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Literal
 
 Backend = Literal["auto", "torch", "openvino", "triton"]
@@ -15,8 +17,8 @@ _INSTALL = {"openvino": "pip install 'bpr-ray[openvino]'", "triton": "it comes w
 def resolve_backend(backend: Backend, device_type: str = "cpu") -> Literal["torch", "openvino", "triton"]:
     """The backend behind `auto` on a device, where it can run: OpenVINO on a CPU, Triton on a GPU, else torch.
 
-    Triton also needs a C compiler. Raises ValueError for a backend that is asked for and is of another device or
-    cannot run.
+    Triton also needs a C compiler and Python's headers. Raises ValueError for a backend that is asked for and is of
+    another device or cannot run.
     """
     fast = {"cpu": "openvino", "cuda": "triton"}.get(device_type, "torch")
     if backend not in ("auto", "torch", fast):
@@ -35,6 +37,10 @@ def _what_lacks(backend: str) -> str:
         version(backend)
     except PackageNotFoundError:
         return f"which is not installed: {_INSTALL[backend]}"
-    if backend == "triton" and not (os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc")))):
-        return "which needs a C compiler: install gcc, or name one by CC"
+    if backend == "triton":
+        # It builds the launchers of its kernels when they are first used.
+        if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+            return "which needs a C compiler: install gcc, or name one by CC"
+        if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+            return "which needs Python's headers: install python3-dev"
     return ""

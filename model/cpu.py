@@ -90,6 +90,8 @@ class BatchPool:
         self.network = network
         before = torch.get_num_threads()
         self.pool = ThreadPoolExecutor(threads, initializer=_alone)
+        self.batches = 0
+        """That it has dealt out so far."""
         # The setting sticks to the threads that made it; for everybody else it is put back.
         for started in [self.pool.submit(time.sleep, 0.01) for _ in range(threads)]:
             started.result()
@@ -110,6 +112,8 @@ class BatchPool:
             batch[count:] = 0
             out[start : start + count] = self.network(batch)[:count]
 
-        for _ in self.pool.map(one_batch, range(0, len(patches), size)):
+        starts = range(0, len(patches), size)
+        self.batches += len(starts)
+        for _ in self.pool.map(one_batch, starts):
             pass
         return out

@@ -185,6 +185,8 @@ class DeviceQueue:
         self.logits_of = logits_of or LayerByLayer(network)
         self.device = network.backbone.conv1.weight.device
         self.ready: dict[int, tuple[_Cuda | _Eager, list[_Slot]]] = {}
+        self.batches = 0
+        """That it has begun so far."""
 
     def each(self, blocks: Iterable[Parts]) -> Iterator[np.ndarray]:
         """Of each block of patches the foreground probabilities (N, P, P) uint16, 65535 = 1; one P for all."""
@@ -202,19 +204,22 @@ class DeviceQueue:
                     filling = idle.pop() if idle else _Slot(self.batch_size, patches.side, self.device)
                 taken += filling.fill(patches, taken, block)
                 if filling.count == self.batch_size:
-                    runner.start(filling)
-                    under_way.append(filling)
+                    self._start(runner, filling, under_way)
                     filling = None
             while begun and begun[0].complete:
                 yield begun.popleft().probabilities
         if filling is not None:
             filling.host_patches[filling.count :] = 0
-            runner.start(filling)
-            under_way.append(filling)
+            self._start(runner, filling, under_way)
         while under_way:
             idle.append(_finished(under_way))
         for block in begun:
             yield block.probabilities
+
+    def _start(self, runner: _Cuda | _Eager, slot: _Slot, under_way: deque[_Slot]) -> None:
+        runner.start(slot)
+        under_way.append(slot)
+        self.batches += 1
 
     def _prepared(self, patch_px: int) -> tuple[_Cuda | _Eager, list[_Slot]]:
         """What runs batches of such patches, and slots that nobody uses."""

@@ -129,9 +129,9 @@ def _count(work: Work, what: str, count: int) -> None:
         work.counts[what] = work.counts.get(what, 0) + count
 
 
-def _refined_by(work: Work, refiner: Refiner, patches: int) -> None:
+def _refined_by(work: Work, refiner: Refiner, places: int) -> None:
     work.refined_at, work.arithmetic = time.time(), refiner.arithmetic
-    _count(work, "batch_places", -(-patches // refiner.batch_size) * refiner.batch_size)
+    _count(work, "batch_places", places)
 
 
 def decode_image(url: str, memory_bytes: int | None = None) -> np.ndarray:
@@ -268,16 +268,16 @@ def refine(blocks: Iterable[Block], refiner: Refiner, padding: int) -> Iterator[
             asked = time.perf_counter()
         waited += time.perf_counter() - asked
 
-    started = time.perf_counter()
+    started, places = time.perf_counter(), refiner.places
     for found in refiner.each(patches()):
         works, parts = under_way.popleft()
         counts = [len(part) for part in parts]
         each = (time.perf_counter() - started - waited) / max(1, sum(counts))
-        for work, count, together in zip(works, counts, [sum(counts), *[0] * len(counts)]):
+        for work, count, together in zip(works, counts, [refiner.places - places, *[0] * len(counts)]):
             work.seconds["refine"] = work.seconds.get("refine", 0.0) + each * count
             _refined_by(work, refiner, together)
         yield works, np.split(_unpadded(found, padding), np.cumsum(counts)[:-1])
-        started, waited = time.perf_counter(), 0.0
+        started, waited, places = time.perf_counter(), 0.0, refiner.places
 
 
 def refine_in_pieces(
@@ -288,6 +288,7 @@ def refine_in_pieces(
     frame = work.frame
     if frame is None:
         return
+    before = refiner.places
     try:
         image = decode_image(storage.join(images, frame.file_name), limits.memory_bytes)
         if image.shape[:2] != (frame.height, frame.width):
@@ -300,7 +301,7 @@ def refine_in_pieces(
                 _settle(frame, instances, boxes, probabilities, guard)
     except Exception as error:  # one frame must never stop the others
         set_aside(work, error)
-    _refined_by(work, refiner, work.patches)
+    _refined_by(work, refiner, refiner.places - before)
 
 
 def _pieces(counts: Sequence[int]) -> Iterator[slice]:

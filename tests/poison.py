@@ -38,13 +38,16 @@ class Blur:
 
     batch_size = 4
     arithmetic = "none"
+    places = 0
 
     def probabilities(self, *patches: np.ndarray) -> np.ndarray:
         masks = np.concatenate(patches)[..., 3] * np.uint16(65535)
         return np.array([cv2.blur(mask, (5, 5)) for mask in masks], np.uint16).reshape(masks.shape)
 
     def each(self, blocks: Iterable[Sequence[np.ndarray]]) -> Iterator[np.ndarray]:
-        return (self.probabilities(*block) for block in blocks)
+        for block in blocks:
+            self.places += -(-sum(map(len, block)) // self.batch_size) * self.batch_size
+            yield self.probabilities(*block)
 
 
 class PoisonedNetwork(Blur):

@@ -99,7 +99,7 @@ class Waiting:
 
     delay_s: float
     arithmetic: str = "none"
-    batch_size: int = 1
+    places: int = 0
 
     def each(self, blocks: Iterable[Sequence[np.ndarray]]) -> Iterator[np.ndarray]:
         for patches in blocks:

@@ -38,6 +38,7 @@ def test_batches_are_filled_across_blocks(expected, sizes):
     blocks = [Parts(patches[end - size : end]) for end, size in zip(ends, sizes)]
     found = list(queue.each(blocks))
     assert [len(block) for block in found] == list(sizes)
+    assert queue.batches == -(-sum(sizes) // 2)
     assert all(
         np.array_equal(block, one(queue, patches[end - size : end])) for block, end, size in zip(found, ends, sizes)
     )

@@ -9,7 +9,7 @@ from pipeline.flow.plan import Plan, Stages
 from pipeline.isolation import ChildError, isolated
 from pipeline.records import FrameRef
 
-PATCHES_ON_CPU, PATCHES_ON_GPU, PATCHES_SENT_TO_GPU = 1024, 4096, 16384
+PATCHES_ON_CPU, PATCHES_ON_GPU, PATCHES_SENT_TO_GPU = 1024, 4096, 8192
 """Patches of a block: enough that giving it out costs little beside refining it, and many times the batch of a network
 that blocks are sent to, which fills no batch across them."""
 

@@ -76,8 +76,9 @@ class _Slot:
         shape = (batch_size, patch_px, patch_px)
         self.host_patches = torch.zeros((*shape, 4), dtype=torch.uint8, pin_memory=pinned)
         self.host_result = torch.zeros(shape, dtype=torch.int16, pin_memory=pinned)
+        # Not zeroed: a kernel on this thread's stream could do that after the upload on another.
         self.patches, self.result = (
-            torch.zeros_like(host, device=device) for host in (self.host_patches, self.host_result)
+            torch.empty_like(host, device=device) for host in (self.host_patches, self.host_result)
         )
         # Who waits for a blocking event leaves the core to others.
         self.loaded, self.computed, self.done = (torch.cuda.Event(blocking=True) if pinned else None for _ in range(3))

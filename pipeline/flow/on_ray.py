@@ -30,7 +30,7 @@ from pipeline.flow.blocks import Blocks, in_blocks, patches_per_block, patches_p
 from pipeline.flow.columns import packed, unpacked, unpickled, work_columns, works_in
 from pipeline.flow.local import refine_blocks
 from pipeline.flow.plan import Plan, Stages
-from pipeline.flow.session import Placement, Pool, alive_nodes, network_pool, ray_session, selected_by
+from pipeline.flow.session import Placement, Pool, alive_nodes, network_pool, placed, ray_session, selected_by
 from pipeline.isolation import close_idle
 from pipeline.records import InputError
 from pipeline.stages import Receipt
@@ -66,10 +66,7 @@ def run_ray(plan: Plan, wish: Placement) -> Iterator[list[Receipt]]:
     with sampling, ray_session():
         nodes = [node["Resources"] for node in alive_nodes()]
         pool = network_pool(nodes, wish)
-        mode = wish.mode
-        if mode == "auto":
-            alone = len(nodes) == 1 and ("num_gpus" not in pool.resources or nodes[0].get("GPU"))
-            mode = "fused" if alone else "spread"
+        mode = placed(nodes, pool, wish)
         context = _data_context()
         # A frame that takes too long is given up by its task, tried again alone, and given up there.
         # The first machines of an autoscaler take their time: they may have to install everything.

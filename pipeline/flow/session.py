@@ -87,6 +87,17 @@ def network_pool(nodes: Sequence[Mapping[str, float]], wish: Placement) -> Pool:
     return Pool(size, {"num_cpus": reserved - 0.01 if reserved else 0}, share, helpers_beside(share, gpus=False))
 
 
+def placed(nodes: Sequence[Mapping[str, float]], pool: Pool, wish: Placement) -> Literal["spread", "fused"]:
+    """Where the stages run: as wished, else fused where all there is to compute on is one machine.
+
+    A machine without a GPU is not all there is where GPUs are still to come.
+    """
+    if wish.mode != "auto":
+        return wish.mode
+    alone = len(nodes) == 1 and ("num_gpus" not in pool.resources or nodes[0].get("GPU", 0) > 0)
+    return "fused" if alone else "spread"
+
+
 def alive_nodes() -> list[dict[str, Any]]:
     """The machines of the running session that have CPUs or GPUs to work with, as Ray describes them."""
     import ray

@@ -10,10 +10,13 @@ from model.checkpoint import CheckpointError
 from pipeline import flow
 from pipeline.config import RefineConfig
 from pipeline.flow import session
-from pipeline.flow.session import Placement, Pool, network_pool, selected_by
+from pipeline.flow.session import Placement, Pool, network_pool, placed, selected_by
+from pipeline.formats.cityscapes import CityscapesReader
 from pipeline.guard import GuardConfig
+from pipeline.limits import LimitsConfig
 from pipeline.records import InputError
 from pipeline.run import run as refine_dump
+from pipeline.stages import Cutting
 from tests.dumps import make_dump, tree
 
 
@@ -255,3 +258,40 @@ def test_a_request_to_stop_that_was_lost_comes_again(monkeypatch, number, raised
             time.sleep(20)
     assert signal.getsignal(number) == before
     time.sleep(0.8)
+
+
+CPUS, GPU, BOTH = {"CPU": 8.0}, {"GPU": 1.0, "CPU": 0.0}, {"CPU": 8.0, "GPU": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wish", "expected"),
+    [
+        ([CPUS], Placement(), "fused"),
+        ([BOTH], Placement(), "fused"),
+        ([CPUS, CPUS], Placement(), "spread"),
+        ([GPU, CPUS], Placement(), "spread"),
+        ([CPUS], Placement(device="gpu", workers=4), "spread"),
+        ([BOTH], Placement("spread"), "spread"),
+        ([CPUS, BOTH], Placement("fused"), "fused"),
+    ],
+)
+def test_stages_share_the_network_process_where_one_machine_is_all_there_is(nodes, wish, expected):
+    assert placed(nodes, network_pool(nodes, wish), wish) == expected
+
+
+def test_a_frame_at_fault_leaves_the_others_of_its_block_as_they_are_and_in_order(tmp_path):
+    dump = make_dump(tmp_path / "dump", frames=3)
+    predictions, images = dump.root / "cityscapes", dump.root / "images"
+    reader = CityscapesReader(str(predictions), str(images))
+    stages = flow.Stages(reader, None, str(images), Cutting(0.55), GuardConfig(), LimitsConfig())
+    refs = reader.list_frames()
+    (images / refs[1].file_name).unlink()
+    works, patches = stages.extract_isolated(refs)
+    assert [work.frame_id for work in works] == [ref.frame_id for ref in refs]
+    assert [bool(work.error) for work in works] == [False, True, False]
+    assert refs[1].file_name in works[1].error
+    for ref, work, part in zip(refs, works, patches):
+        alone, expected = stages.extract(ref)
+        work.open()
+        assert np.array_equal(part, expected)
+        assert work.patches == alone.patches == len(expected)

@@ -95,21 +95,25 @@ def judge(coarse: np.ndarray, refined: np.ndarray, mean: np.ndarray, config: Gua
         mask = refined.copy()
         mask.ravel()[pixels[far]] ^= True
         pixels = pixels[~far]
-    if len(pixels) and (reason := _refusal(coarse, mask, mean.ravel()[pixels], config)):
+    if len(pixels) and (reason := _refusal(coarse, pixels, mean.ravel()[pixels], config)):
         return Verdict(coarse, "rejected", reason)
     return Verdict(mask, "refined", "far_pieces" if mask is not refined else "")
 
 
-def _refusal(coarse: np.ndarray, mask: np.ndarray, probabilities: np.ndarray, config: GuardConfig) -> str:
-    """Why the mask as a whole is not believed, given the mean probabilities (n,) of its changed pixels, n > 0."""
-    before, after = np.count_nonzero(coarse), np.count_nonzero(mask)
+def _refusal(coarse: np.ndarray, pixels: np.ndarray, probabilities: np.ndarray, config: GuardConfig) -> str:
+    """Why a refined mask as a whole is not believed.
+
+    `pixels` (n,), n > 0, are the indices where it differs from `coarse` (h, w), flattened, and `probabilities` (n,)
+    their means.
+    """
+    before, lost = np.count_nonzero(coarse), np.count_nonzero(coarse.ravel()[pixels])
+    common, after = before - lost, before - lost + len(pixels) - lost
     if not after:
         return "empty"
     if after > config.max_area_ratio * before:
         return "exploded"
     if after < config.min_area_ratio * before:
         return "shrunk"
-    common = np.count_nonzero(coarse & mask)
     if common < config.min_iou * (before + after - common):
         return "iou"
     confidence = np.abs(2 * probabilities - 1).mean(dtype=np.float64)

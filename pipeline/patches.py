@@ -16,25 +16,32 @@ def crop(
     uint8: RGB and the coarse mask as 0 or 1.
     """
     side = (int(boxes[0, 2] - boxes[0, 0]) if len(boxes) else 0) + 2 * padding
-    out = np.zeros((len(boxes), side, side, 4), np.uint8)
-    binary = (coarse != 0).view(np.uint8)
-    for patch, (x, y) in zip(out, (boxes[:, :2] - padding).tolist()):
-        part = image[max(y, 0) : max(y + side, 0), max(x, 0) : max(x + side, 0)]
-        if part.size:
-            # Several times faster than numpy at moving three bytes of four.
-            inside = patch[max(-y, 0) :, max(-x, 0) :][: part.shape[0], : part.shape[1]]
-            cv2.mixChannels([part], [inside], [0, 0, 1, 1, 2, 2])
-        _copy(patch[..., 3], binary, x - origin[0], y - origin[1])
+    out = np.empty((len(boxes), side, side, 4), np.uint8)
+    if len(boxes):
+        corners = boxes[:, :2] - padding
+        colours = _squares(image, corners, side)
+        # Several times faster than numpy at moving three bytes of four.
+        cv2.cvtColor(colours.reshape(-1, side, 3), cv2.COLOR_RGB2RGBA, out.reshape(-1, side, 4))
+        out[..., 3] = _squares(coarse.astype(bool).view(np.uint8), corners - origin, side)
     return out
 
 
-def _copy(target: np.ndarray, source: np.ndarray, x: int, y: int) -> None:
-    """Copy the part of `source` that the window at (x, y) of the target's size covers."""
-    height, width = target.shape[:2]
-    top, left = max(-y, 0), max(-x, 0)
-    bottom, right = min(source.shape[0] - y, height), min(source.shape[1] - x, width)
-    if top < bottom and left < right:
-        target[top:bottom, left:right] = source[y + top : y + bottom, x + left : x + right]
+def _squares(source: np.ndarray, corners: np.ndarray, side: int) -> np.ndarray:
+    """The squares (N, side, side, ...) of an array (H, W, ...) at their top left pixels (N, 2), N > 0; zero outside."""
+    x, y = corners.T.tolist()
+    left, top, right, bottom = min(x), min(y), max(x) + side, max(y) + side
+    height, width = source.shape[:2]
+    if left < 0 or top < 0 or right > width or bottom > height:
+        framed = np.zeros((bottom - top, right - left, *source.shape[2:]), source.dtype)
+        part = source[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
+        framed[max(-top, 0) :, max(-left, 0) :][: part.shape[0], : part.shape[1]] = part
+        source, corners = framed, corners - (left, top)
+    source = np.ascontiguousarray(source)
+    places = source.shape[0] - side + 1, source.shape[1] - side + 1
+    square = side, side, *source.shape[2:]
+    # All squares there are, none of them copied; as_strided takes longer than copying some.
+    squares = np.ndarray((*places, *square), source.dtype, source, 0, (*source.strides[:2], *source.strides))
+    return squares[corners[:, 1], corners[:, 0]]
 
 
 def paste(
@@ -59,16 +66,18 @@ def paste(
         left, top = np.minimum(boxes[:, :2].min(axis=0), (left, top)).tolist()
         right, bottom = np.minimum(np.maximum(boxes[:, 2:].max(axis=0), (right, bottom)), frame_size).tolist()
     refined = np.zeros((bottom - top, right - left), bool)
-    refined[y0 - top : y0 - top + h, x0 - left : x0 - left + w] = coarse != 0
+    refined[y0 - top : y0 - top + h, x0 - left : x0 - left + w] = coarse
     # Whole numbers, and below 2**24 exact: 256 patches on one pixel.
     total, full = np.zeros((2, *refined.shape), np.float32)
-    one = np.float32(np.iinfo(probabilities.dtype).max)
+    certain = np.full(probabilities.shape[1:], np.iinfo(probabilities.dtype).max, probabilities.dtype)
     for (x1, y1, x2, y2), probability in zip((boxes - (left, top, left, top)).tolist(), probabilities):
         covered = total[y1:y2, x1:x2]
-        cv2.accumulate(probability[: covered.shape[0], : covered.shape[1]], covered)
-        full[y1:y2, x1:x2] += one
+        inside = slice(covered.shape[0]), slice(covered.shape[1])
+        cv2.accumulate(probability[inside], covered)
+        cv2.accumulate(certain[inside], full[y1:y2, x1:x2])
     refined &= full == 0
-    refined |= total + total > full
     with np.errstate(invalid="ignore"):
         mean = np.divide(total, full, out=total)
+        # Of whole numbers below 2**24 no quotient above one half is rounded to it.
+        refined |= mean > 0.5
     return refined, (left, top), mean

@@ -10,28 +10,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
+import cv2
 import numpy as np
 
 PATCH_PX = 64
 """Side of a boundary patch in frame pixels (paper, section 3.1)."""
 
-_SUPPRESSED = 255
+SUPPRESSED = 255
 """Closeness of a candidate whose box overlaps a kept one by more than the threshold."""
 
 _BLOCK = 1024
 """Candidates among which a tie order chooses; bounded so that the time stays linear however long the boundary."""
 
 TieOrder = Callable[[np.ndarray], int]
-"""Which of the candidates left at one strength to keep next.
+"""Which of the candidates of one strength to keep next.
 
-Takes their closeness to the kept boxes, (N,) uint8, N > 0, in row-major order, and returns an index into it. Closeness
-is 0 out of reach of every kept box, else grows from 1 to 254 as the nearest comes nearer (see `_closeness`).
+Takes their closeness to the kept boxes, (N,) uint8, N > 0, in row-major order, and returns an index into it: that of a
+SUPPRESSED one only where all are. Closeness is 0 out of reach of every kept box, else grows from 1 to 254 as the
+nearest comes nearer (see `_closeness`).
 """
 
 
 def row_major(closeness: np.ndarray) -> int:
     """Top to bottom, left to right: what a stable sort of the reference's candidates gives."""
-    return 0
+    return int((closeness != SUPPRESSED).argmax())
 
 
 def longest_stride(closeness: np.ndarray) -> int:
@@ -40,8 +42,10 @@ def longest_stride(closeness: np.ndarray) -> int:
     Row-major order walks a contour in the shortest steps that suppression allows, which packs it with the most boxes.
     This takes the longest that leave neither room for a box in between nor a gap in the cover.
     """
-    # 0 wraps round to 255, so that the minimum is the least close of those in reach.
-    return int((closeness - np.uint8(1)).argmin())
+    # 0 wraps round to 255, beyond the suppressed, so that the minimum is the least close of those in reach.
+    order = closeness - np.uint8(1)
+    chosen = order.argmin()
+    return int(chosen if order[chosen] < SUPPRESSED - 1 else order.argmax())
 
 
 def boundary_strength(mask: np.ndarray) -> np.ndarray:
@@ -50,20 +54,9 @@ def boundary_strength(mask: np.ndarray) -> np.ndarray:
     `mask` is (H, W) uint8 or bool, any non-zero value being the object; pixels outside the array count as background.
     Returns (H, W) uint8 in 0..4, `min(9 - s, s)` for a window with s object pixels; non-zero on a band two pixels wide.
     """
-    height, width = mask.shape
-    # A column of background between the rows makes one row of them all, which numpy sums up in half of cv2.boxFilter's
-    # time.
-    rows = np.zeros((height, width + 1), np.uint8)
-    rows[:, :width] = mask != 0
-    row = rows.ravel()
-    across = row.copy()
-    across[1:] += row[:-1]
-    across[:-1] += row[1:]
-    s = across.copy()
-    s[width + 1 :] += across[: -width - 1]
-    s[: -width - 1] += across[width + 1 :]
-    np.minimum(s, 9 - s, out=s)
-    return s.reshape(height, width + 1)[:, :width]
+    binary = mask.astype(bool).view(np.uint8)  # of a bool array `!= 0` makes one of 8-byte integers first
+    s = cv2.boxFilter(binary, -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    return np.minimum(s, 9 - s, out=s)
 
 
 def _framed(array: np.ndarray, top: int, bottom: int, left: int, right: int) -> np.ndarray:
@@ -78,7 +71,7 @@ def _framed(array: np.ndarray, top: int, bottom: int, left: int, right: int) -> 
 def _closeness(nms_threshold: float, patch_px: int) -> np.ndarray:
     """(2r+1, 2r+1) uint8, what a kept box in the centre means to candidates at each offset, r <= `patch_px`.
 
-    `_SUPPRESSED` where the two boxes overlap by more than the threshold; else 1 to 254, by the overlap of either with a
+    `SUPPRESSED` where the two boxes overlap by more than the threshold; else 1 to 254, by the overlap of either with a
     box half-way between them, if that box would be suppressed and the two leave no gap along an axis; else 0.
     """
     offset = np.abs(np.arange(-patch_px, patch_px + 1))
@@ -90,7 +83,7 @@ def _closeness(nms_threshold: float, patch_px: int) -> np.ndarray:
     # Half a pixel more than half-way, since the candidates between the two are on a band two pixels wide.
     halfway, halfway_iou = overlap_and_iou((offset + 1) / 2)
     closeness = np.where(halfway_iou > nms_threshold, halfway * 254 / patch_px**2, 0).astype(np.uint8)
-    closeness[overlap_and_iou(offset)[1] > nms_threshold] = _SUPPRESSED
+    closeness[overlap_and_iou(offset)[1] > nms_threshold] = SUPPRESSED
     margin = int(closeness[patch_px].nonzero()[0][0])
     closeness = closeness[margin : len(offset) - margin, margin : len(offset) - margin]
     closeness.flags.writeable = False
@@ -105,22 +98,24 @@ def suppress(strength: np.ndarray, nms_threshold: float, patch_px: int, tie_orde
     """
     stamp = _closeness(nms_threshold, patch_px)
     reach = len(stamp) // 2
-    strength = _framed(strength, reach, reach, reach, reach)
-    closeness = np.zeros_like(strength)
+    height, width = strength.shape
     boundary = np.flatnonzero(strength != 0)
     levels = strength.ravel()[boundary]
+    # Stamps stick out of the array, so that it is framed, and all places are counted in the framed one.
+    closeness = np.zeros((height + 2 * reach, width + 2 * reach), np.uint8)
+    flat, row = closeness.ravel(), closeness.shape[1]
+    boundary += (boundary // width * 2 + row) * reach + reach
     kept: list[tuple[int, int]] = []
     for level in (4, 3, 2, 1):
         candidates = boundary[levels == level]
         for start in range(0, len(candidates), _BLOCK):
-            left = candidates[start : start + _BLOCK]
+            some = candidates[start : start + _BLOCK]
             while True:
-                near = closeness.ravel()[left]
-                alive = near != _SUPPRESSED
-                left, near = left[alive], near[alive]
-                if not len(left):
+                near = flat[some]
+                chosen = tie_order(near)
+                if near[chosen] == SUPPRESSED:
                     break
-                y, x = divmod(int(left[tie_order(near)]), strength.shape[1])
+                y, x = divmod(int(some[chosen]), row)
                 window = closeness[y - reach : y + reach + 1, x - reach : x + reach + 1]
                 np.maximum(window, stamp, out=window)
                 kept.append((x - reach, y - reach))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -36,7 +37,7 @@ def encode(mask: np.ndarray, origin: tuple[int, int], width: int, height: int) -
     box_height, box_width = mask.shape
     # A zero below every column (and one in front of all) ends each run at its column, as most do in the frame.
     padded = np.zeros(box_width * (box_height + 1) + 1, np.uint8)
-    padded[1:].reshape(box_width, box_height + 1)[:, :box_height] = mask.T
+    padded[1:].reshape(box_width, box_height + 1)[:, :box_height] = _transposed(mask)
     column, row = np.divmod(np.flatnonzero(padded[1:] != padded[:-1]), box_height + 1)
     edges = (column + origin[0]) * height + row + origin[1]
     if box_height == height and len(edges) > 2:
@@ -45,7 +46,7 @@ def encode(mask: np.ndarray, origin: tuple[int, int], width: int, height: int) -
         edges = np.delete(edges, np.concatenate([2 * joined + 1, 2 * joined + 2]))
     if len(edges) == 0:
         return _compress(np.array([height * width]))
-    runs = np.diff(edges, prepend=0, append=height * width)
+    runs = np.diff(np.concatenate([[0], edges, [height * width]]))
     return _compress(runs if runs[-1] else runs[:-1])
 
 
@@ -149,9 +150,14 @@ def _paint(runs: np.ndarray, height: int) -> tuple[np.ndarray, tuple[int, int]]:
     # A run over more than one column goes through the bottom and the top row.
     spans = bool(np.any(first_column != last_column))
     top, rows = (0, height) if spans else (int(first_row.min()), int(last_row.max() - first_row.min()) + 1)
-    edges = np.empty(2 * len(starts), np.int64)
-    edges[::2] = (first_column - left) * rows + first_row - top
-    edges[1::2] = (last_column - left) * rows + last_row - top + 1
-    lengths = np.diff(edges, prepend=0, append=rows * columns)
-    painted = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
-    return np.ascontiguousarray(painted.reshape(columns, rows).T), (left, top)
+    edges = np.zeros(2 * len(starts) + 2, np.int64)
+    edges[1:-1:2] = (first_column - left) * rows + first_row - top
+    edges[2:-1:2] = (last_column - left) * rows + last_row - top + 1
+    edges[-1] = rows * columns
+    painted = np.repeat(np.arange(len(edges) - 1) % 2 == 1, np.diff(edges))
+    return _transposed(painted.reshape(columns, rows)), (left, top)
+
+
+def _transposed(mask: np.ndarray) -> np.ndarray:
+    """A mask (w, h) bool as (h, w), in several times less time than numpy takes."""
+    return cv2.transpose(mask.view(np.uint8)).view(bool)

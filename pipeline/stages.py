@@ -369,7 +369,8 @@ def _replace(
     refined, (left, top), mean = paste(instance.mask, (x0, y0), size, boxes, probabilities)
     coarse = np.zeros_like(refined)
     coarse[y0 - top : y0 - top + height, x0 - left : x0 - left + width] = instance.mask
-    band = mean[boundary_strength(refined) > 0]
+    # Faster than indexing by a mask, where few pixels are in it.
+    band = mean.ravel()[np.flatnonzero(boundary_strength(refined) > 0)]
     band = band[~np.isnan(band)]
     instance.confidence = float(np.abs(2 * band - 1).mean()) if len(band) else 1.0
     mask, instance.status, instance.reason = judge(coarse, refined, mean, guard)

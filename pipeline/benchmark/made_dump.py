@@ -45,7 +45,7 @@ COCO = Scenery("coco", 640, 480, 7, (70, 20, 400), "coco", ".jpg", 30)
 
 def decoded(scenery: Scenery) -> Scenery:
     """The same frames with next to nothing to decode: images as plain pixels, masks as run lengths."""
-    return replace(scenery, name=f"{scenery.name}, decoded", form="coco", image_suffix=".bmp")
+    return replace(scenery, name=f"{scenery.name}, decoded", form="coco", image_suffix=".ppm")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from pipeline.benchmark import results as tables
 from pipeline.benchmark.chart import svg
 from pipeline.benchmark.cost import CostModel
 from pipeline.benchmark.end_to_end import EndToEnd, Way, best_network, run_job
+from pipeline.benchmark.feed import measure_feed
 from pipeline.benchmark.handling import measure_handling, network_stage
 from pipeline.benchmark.made_dump import CITYSCAPES, COCO, DISTINCT, MadeDump, Scenery, decoded, make_dump
 from pipeline.benchmark.preparation import measure_preparation
@@ -43,6 +45,11 @@ CPU_PATCHES, GPU_PATCHES = 2_800, 500_000
 """Patches of the dump that the job refines, unless its frames are given: some ten seconds of the network's time."""
 
 ACTORS = (1, 2, 4)
+FEED_PATCHES_PER_CPU = 75_000
+"""Of the dump that is fed to a GPU that is not there: ten seconds of a CPU for decoded frames, thirty for others."""
+FEED_PACE = 0.75
+"""Of what the CPUs can feed at most, as the pace of the GPU that is to be kept busy."""
+
 BLOCK_DELAY_S = 1.0
 """Long enough that four actors leave two cores time for the rest; 8 Cityscapes frames take it at 1000 patches/s."""
 
@@ -51,7 +58,7 @@ BLOCK_DELAY_S = 1.0
 class BenchConfig:
     """Make a dump; measure its handling, the bare network and the whole job against each other.
 
-    Any of `--network`, `--memory`, `--prepare`, `--scale` and `--smoke` measures something else instead.
+    Any of `--network`, `--memory`, `--prepare`, `--scale`, `--feed` and `--smoke` measures something else instead.
     """
 
     coco: bool = False
@@ -65,7 +72,7 @@ class BenchConfig:
     checkpoint: str = "hrnet18s_128"
     precision: Precision = "auto"
     gpu_patches_per_s: float = 70_000.0
-    """Rate of one GPU that the cost model assumes where none is at hand; about an H200's with the bundled weights."""
+    """Rate of one GPU that cost model and `--feed` assume where none is at hand; about an H200's, bundled weights."""
     network: bool = False
     """Every way to run the network here, on patches of the demo's photographs, beside the reference's."""
     memory: bool = False
@@ -76,6 +83,8 @@ class BenchConfig:
     """The flow on Ray alone, simulated: against the number of GPU actors, and the size of the dump."""
     scale_frames: int = 10_000
     """The largest dump that is simulated; from 100 on in powers of ten."""
+    feed: bool = False
+    """How many patches/s these CPUs would feed a GPU with, and whether one somewhat slower would always be busy."""
     smoke: bool = False
     """Fail where handling exceeds twice its floor, or the job falls under 75 % of the bare network; about a minute."""
     json: str | None = None
@@ -87,7 +96,7 @@ class BenchConfig:
 def main() -> int:
     """Exit status 1 where a smoke run fails."""
     config = tyro.cli(BenchConfig)
-    modes = {"network": network, "memory": memory, "prepare": prepare, "scale": scale, "smoke": smoke}
+    modes = {"network": network, "memory": memory, "prepare": prepare, "scale": scale, "feed": feed, "smoke": smoke}
     chosen = [name for name in modes if getattr(config, name)]
     if len(chosen) > 1:
         print(f"error: expected one of --{' and --'.join(chosen)}", file=sys.stderr)
@@ -180,8 +189,22 @@ def prepare(config: BenchConfig, root: Path, results: Results) -> int:
     return 0
 
 
+def feed(config: BenchConfig, root: Path, results: Results) -> int:
+    cpus = os.cpu_count() or 1
+    frames = config.frames or round(FEED_PATCHES_PER_CPU * cpus / _scenery(config).patches)
+    dump = _made(config, root, frames, results)
+    with _simulated_cluster(results, cpus, gpus=1):
+        print(tables.FEED_HEAD, flush=True)
+        for way in config.ways:
+            most = measure_feed(dump, way, math.inf)
+            for found in most, measure_feed(dump, way, FEED_PACE * most.patches_per_s):
+                results.feeds.append(found)
+                print(tables.feed_line(found, cpus, config.gpu_patches_per_s), flush=True)
+    return 0
+
+
 def scale(config: BenchConfig, root: Path, results: Results) -> int:
-    with _simulated_cluster(results):
+    with _simulated_cluster(results, max(4, os.cpu_count() or 1), gpus=max(ACTORS)):
         print(f"Ray starts in {results.ray_start_s:.1f} s; an empty task takes {results.ray_task_ms:.2f} ms")
         print(tables.SCALE_HEAD, flush=True)
         for actors in ACTORS:
@@ -234,15 +257,15 @@ def _photograph_patches() -> np.ndarray:
 
 
 @contextmanager
-def _simulated_cluster(results: Results) -> Iterator[None]:
+def _simulated_cluster(results: Results, cpus: int, gpus: int) -> Iterator[None]:
     """A cluster on this machine that believes in GPUs, for other processes to join; also times Ray itself."""
     import ray
 
     started = time.perf_counter()
     ray.init(
         address="local",
-        num_cpus=max(4, os.cpu_count() or 1),
-        num_gpus=max(ACTORS),
+        num_cpus=cpus,
+        num_gpus=gpus,
         include_dashboard=False,
         logging_level="ERROR",
         log_to_driver=False,

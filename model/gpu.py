@@ -202,20 +202,19 @@ class DeviceQueue:
                 if filling is None:
                     if len(under_way) == BATCHES_UNDER_WAY:
                         idle.append(_finished(under_way))
+                        yield from _known(begun)
                     filling = idle.pop() if idle else _Slot(self.batch_size, patches.side, self.device)
                 taken += filling.fill(patches, taken, block)
                 if filling.count == self.batch_size:
                     self._start(runner, filling, under_way)
                     filling = None
-            while begun and begun[0].complete:
-                yield begun.popleft().probabilities
+            yield from _known(begun)
         if filling is not None:
             filling.host_patches[filling.count :] = 0
             self._start(runner, filling, under_way)
         while under_way:
             idle.append(_finished(under_way))
-        for block in begun:
-            yield block.probabilities
+        yield from _known(begun)
 
     def _start(self, runner: _Cuda | _Eager, slot: _Slot, under_way: deque[_Slot]) -> None:
         runner.start(slot)
@@ -230,6 +229,12 @@ class DeviceQueue:
             runner = (_Cuda if self.device.type == "cuda" else _Eager)(self.logits_of, slot, resize)
             self.ready[patch_px] = runner, [slot]
         return self.ready[patch_px]
+
+
+def _known(begun: deque[_Block]) -> Iterator[np.ndarray]:
+    """The probabilities of the first blocks, as far as all of theirs are known."""
+    while begun and begun[0].complete:
+        yield begun.popleft().probabilities
 
 
 def _finished(under_way: deque[_Slot]) -> _Slot:

@@ -10,6 +10,7 @@ from model.rates import BASE, Rate
 from pipeline.benchmark.chart import Bar, Chart
 from pipeline.benchmark.cost import CostModel
 from pipeline.benchmark.end_to_end import EndToEnd
+from pipeline.benchmark.feed import Feed
 from pipeline.benchmark.handling import Handling, Stage
 from pipeline.benchmark.scale import BLOCK_FRAMES, ScaleRun
 
@@ -40,6 +41,8 @@ class Results:
     """With a fixed delay, by number of actors."""
     dumps: list[ScaleRun] = field(default_factory=list)
     """Without delay, by size of the dump."""
+    feeds: list[Feed] = field(default_factory=list)
+    """Of each way the most, and what a stand-in of a slower pace got."""
     cost: CostModel | None = None
 
     def plain(self) -> dict[str, Any]:
@@ -53,6 +56,8 @@ class Results:
                 for name in ("patches", "copy_gb_per_s", "cpu_ms", "floor_ms", "ratio")
             }
         values["jobs"] = [asdict(job) | {"ratio": job.ratio} for job in self.jobs]
+        # A json has no infinity.
+        values["feeds"] = [asdict(feed) | ({"busy": feed.busy} if feed.busy else {"pace": None}) for feed in self.feeds]
         return {name: value for name, value in values.items() if value}
 
     def charts(self) -> list[Chart]:
@@ -74,6 +79,17 @@ class Results:
                 for job in self.jobs
             ]
             charts.append(Chart("patches/s end to end; below: the bare network", bars))
+        if self.feeds:
+            bars = [
+                Bar(
+                    most.way,
+                    most.patches_per_s,
+                    paced.patches_per_s,
+                    f"{most.patches_per_s:.0f}, {paced.busy:.2f} busy",
+                )
+                for most, paced in zip(self.feeds[::2], self.feeds[1::2])
+            ]
+            charts.append(Chart("patches/s that the CPUs feed a GPU; below: one of a given pace", bars))
         if self.actors:
             one = self.actors[0]
             bars = [
@@ -147,6 +163,21 @@ def rays_price(jobs: Sequence[EndToEnd]) -> list[str]:
     if any(job.cores < BUSY for job in jobs):
         lines.append(f"others were using the machine (cores below {BUSY}): these ratios drift")
     return lines
+
+
+FEED_HEAD = f"{'fed':<8}{'pace':>10}{'patches/s':>11}{'busy':>7}{'per CPU':>9}"
+
+
+def feed_line(feed: Feed, cpus: int, gpu_patches_per_s: float) -> str:
+    """One run with the stand-in, under FEED_HEAD; of one that waited for nothing, what follows for a GPU."""
+    line = f"{feed.way:<8}{feed.pace:10.0f}{feed.patches_per_s:11.0f}"
+    if feed.busy:
+        return f"{line}{feed.busy:7.2f}"
+    per_cpu = feed.patches_per_s / cpus
+    needed = (
+        f"a GPU of {gpu_patches_per_s:,.0f} patches/s takes {gpu_patches_per_s / per_cpu:.0f} CPUs like these {cpus}"
+    )
+    return f"{line}{'':7}{per_cpu:9.0f}  {needed}"
 
 
 SCALE_HEAD = (

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipeline.flow.blocks import UNKNOWN, in_blocks, patches_per_block, patches_per_frame
 from pipeline.flow.plan import Plan, Stages
+from pipeline.heap import keep_freed_memory
 from pipeline.records import FrameRef
 from pipeline.stages import Block, Receipt, Work
 
@@ -34,9 +35,10 @@ def run_local(plan: Plan) -> Iterator[list[Receipt]]:
 def helpers_beside(cpus: int, gpus: bool) -> int:
     """Processes that read and write beside a network process which has so many CPUs to itself.
 
-    Where it computes on them, a quarter of them is more than reading and writing need.
+    Where it computes on them, a quarter of them is more than reading and writing need. On a GPU it takes one CPU of
+    about sixteen, to copy.
     """
-    return max(1, cpus - 1 if gpus else cpus // 4)
+    return max(1, cpus - cpus // 16 if gpus else cpus // 4)
 
 
 def refine_blocks(
@@ -52,6 +54,7 @@ def refine_blocks(
     frame happens in a child process each, so that a frame that crashes or hangs it is set aside like any other fault;
     with `network_isolated` so does what the network does.
     """
+    keep_freed_memory()
     alone = not _reaches_children(stages)
     refiner = None if network_isolated else load_refiner()
     with ThreadPoolExecutor(helpers) as threads:

@@ -14,13 +14,12 @@ import logging
 import os
 import pickle
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,8 +28,10 @@ import pyarrow as pa
 from pipeline.flow.blocks import Blocks, in_blocks, patches_per_block, patches_per_frame
 from pipeline.flow.columns import packed, unpacked, unpickled, work_columns, works_in
 from pipeline.flow.local import refine_blocks
+from pipeline.flow.network_thread import NetworkThread
 from pipeline.flow.plan import Plan, Stages
 from pipeline.flow.session import Placement, Pool, alive_nodes, network_pool, placed, ray_session, selected_by
+from pipeline.heap import keep_freed_memory
 from pipeline.isolation import close_idle
 from pipeline.records import InputError
 from pipeline.stages import Receipt
@@ -42,11 +43,15 @@ _BACKLOG_BLOCKS, _BLOCKS_AT_WORK = 12, 2
 """Blocks of mean size that may be in memory for each network process, so that it never waits for one, and for each CPU,
 so that all can read: Ray Data leaves about two thirds of them to that, and counts a block while it is still read."""
 
-_IN_HAND = 2
-"""Blocks that an actor may have in hand: while its network refines one, it gives away the last or takes in the next."""
+_IN_HAND = 3
+"""Blocks that an actor may have in hand: its network refines one while the last is given away and the next taken in."""
 
-_FUSED_BLOCKS = 16
-"""Blocks that a fused actor is given at once for each helper, so that they read the next while it refines one."""
+_FUSED_BLOCKS_ON_CPU, _FUSED_BLOCKS_ON_GPU = 16, 64
+"""Blocks that a fused actor is given at once for each helper: at its begin the network waits for the first, and if the
+actor dies all are done again. About a minute of a GPU that is kept busy by as many helpers as it takes."""
+
+_FUSED_TURNS = 4
+"""Times that each of several fused actors is given blocks at least, so that all end at about the same time."""
 
 _SUSPECT = 2
 """Attempts at a batch that ended their process, after which the network refines each of its frames in a child."""
@@ -107,7 +112,11 @@ def _spread(plan: Plan, blocks: Blocks, wish: Placement, pool: Pool, context: An
             batch_size=len(blocks.frames[0]),
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
-                min_size=1, initial_size=pool.size, max_size=pool.size, max_concurrent_calls_per_actor=_IN_HAND
+                min_size=1,
+                initial_size=pool.size,
+                max_size=pool.size,
+                max_concurrent_calls_per_actor=_IN_HAND,
+                enable_true_multi_threading=True,
             ),
             **pool.resources,
             **selected_by(wish.refine_label),
@@ -121,7 +130,9 @@ def _fused(plan: Plan, blocks: Blocks, wish: Placement, pool: Pool, context: Any
 
     # Every row of receipts leaves the actor at once: what has not left it is done again when it dies.
     context.target_max_block_size = 1
-    at_once = max(1, min(_FUSED_BLOCKS * pool.helpers, len(blocks.frames) // pool.size))
+    most = (_FUSED_BLOCKS_ON_GPU if "num_gpus" in pool.resources else _FUSED_BLOCKS_ON_CPU) * pool.helpers
+    turns = pool.size * (_FUSED_TURNS if pool.size > 1 else 1)
+    at_once = max(1, min(most, len(blocks.frames) // turns))
     return _read_blocks([[block] for block in blocks.frames]).map_batches(
         _WholeActor,
         fn_constructor_args=(plan.stages, plan.load_refiner, pool.threads, pool.helpers, _count_attempts()),
@@ -256,31 +267,11 @@ def _ended_after(seconds: float) -> Iterator[None]:
         timer.cancel()
 
 
-class _Network:
-    """The network of an actor, loaded at the first call.
-
-    Ray calls an actor from another thread than it makes it in. A network touched in both would keep two teams of OpenMP
-    threads, which are then put to sleep after every layer: a third of the rate on two cores.
-    """
-
-    def __init__(self, load: Callable[[], Refiner], threads: int) -> None:
-        self.load, self.threads = load, threads
-        self.refiner: Refiner | None = None
-
-    def __call__(self) -> Refiner:
-        if self.refiner is None:
-            import torch
-
-            torch.set_num_threads(self.threads)
-            self.refiner = self.load()
-        return self.refiner
-
-
 class _RefineActor:
     def __init__(self, stages: Stages, load: Callable[[], Refiner], threads: int, attempts: Any) -> None:
+        keep_freed_memory()
         self.stages, self.load, self.attempts = stages, load, attempts
-        self.network = _Network(load, threads)
-        self.idle_since = time.perf_counter()
+        self.network = NetworkThread(stages, partial(_loaded, load, threads))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         works, sealed = unpickled(batch["work"]), batch["sealed"]
@@ -288,14 +279,19 @@ class _RefineActor:
             works, sealed = works_in(batch), None
         side = self.stages.cutting.patch_px + 2 * self.stages.cutting.padding
         patches = unpacked(batch["patches"], (side, side, 4), np.uint8)
-        works[0].seconds["wait"] = time.perf_counter() - self.idle_since
         with _attempt(self.attempts, "refine", works[0].frame_id) as earlier:
             if earlier >= _SUSPECT:
                 works, parts = self.stages.refine_isolated(works, patches, self.load)
             else:
-                ((works, parts),) = self.stages.refine([(works, patches)], self.network())
-        self.idle_since = time.perf_counter()
+                works, parts = self.network.refine((works, patches))
         return pa.table({**work_columns(works, sealed), "probabilities": packed(parts)})
+
+
+def _loaded(load: Callable[[], Refiner], threads: int) -> Refiner:
+    import torch
+
+    torch.set_num_threads(threads)
+    return load()
 
 
 def _write_batch(batch: pa.Table, stages: Stages, attempts: Any) -> dict[str, np.ndarray]:
@@ -313,7 +309,8 @@ def _write_batch(batch: pa.Table, stages: Stages, attempts: Any) -> dict[str, np
 class _WholeActor:
     def __init__(self, stages: Stages, load: Callable[[], Refiner], threads: int, helpers: int, attempts: Any) -> None:
         self.stages, self.load, self.helpers, self.attempts = stages, load, helpers, attempts
-        self.network = _Network(load, threads)
+        # Loaded in the thread that calls, which is not the one that makes the actor.
+        self.network = lru_cache(partial(_loaded, load, threads))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         blocks = [pickle.loads(block) for block in batch["item"]]

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.formats import Reader, Writer
 from pipeline.guard import GuardConfig
+from pipeline.heap import keep_freed_memory
 from pipeline.isolation import ChildError, isolated
 from pipeline.limits import LimitsConfig
 from pipeline.records import FrameRef, InputError
@@ -46,8 +47,7 @@ class Stages:
 
     def extract(self, ref: FrameRef) -> tuple[Work, np.ndarray]:
         """Read a frame and cut its patches (N, P, P, 4) uint8."""
-        # Frames are worked on side by side; threads within one would only get in each other's way.
-        cv2.setNumThreads(1)
+        _prepare_process()
         return extract(ref, self.reader, self.images, self.cutting, self.guard, self.limits)
 
     def refine(self, blocks: Iterable[Block], refiner: Refiner) -> Iterator[Block]:
@@ -60,7 +60,7 @@ class Stages:
 
     def finish(self, works: Sequence[Work], probabilities: Sequence[np.ndarray]) -> list[Receipt]:
         """Reassemble the frames and write them."""
-        cv2.setNumThreads(1)
+        _prepare_process()
         for work, part in zip(works, probabilities):
             assemble(work, part, self.guard)
         return commit(works, self.writer)
@@ -126,6 +126,12 @@ class Stages:
     def _no_patches(self) -> np.ndarray:
         side = self.cutting.patch_px + 2 * self.cutting.padding
         return np.zeros((0, side, side, 4), np.uint8)
+
+
+def _prepare_process() -> None:
+    # Frames are worked on side by side; threads within one would only get in each other's way.
+    cv2.setNumThreads(1)
+    keep_freed_memory()
 
 
 @dataclass(frozen=True)

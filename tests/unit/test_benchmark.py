@@ -9,9 +9,10 @@ from model.rates import Rate
 from pipeline.benchmark.chart import svg
 from pipeline.benchmark.cost import CostModel
 from pipeline.benchmark.end_to_end import EndToEnd
+from pipeline.benchmark.feed import Feed, Paced, measure_feed
 from pipeline.benchmark.handling import HANDLING, Handling, Stage, measure_handling
 from pipeline.benchmark.made_dump import CITYSCAPES, COCO, decoded, make_dump
-from pipeline.benchmark.results import Results, rays_price, stage_table
+from pipeline.benchmark.results import Results, feed_line, rays_price, stage_table
 from pipeline.benchmark.scale import simulate
 from pipeline.dump import reader
 
@@ -141,8 +142,29 @@ def test_the_smoke_run_fails_where_handling_or_the_job_misses_its_mark_three_tim
 @pytest.mark.slow
 def test_a_simulated_dump_goes_through_the_flow_on_ray_and_tells_its_rate_and_the_drivers_memory():
     results = Results()
-    with bench._simulated_cluster(results):
+    with bench._simulated_cluster(results, cpus=4, gpus=2):
         run = simulate(frames=48, actors=2, delay_s=0.05)
     assert results.ray_task_ms > 0
     assert run.frames_per_s > 0
     assert run.driver_peak_mb > run.driver_before_mb > 10
+
+
+def test_the_stand_in_for_a_gpu_answers_every_block_with_its_coarse_masks_moved_by_a_pixel():
+    rng = np.random.default_rng(0)
+    blocks = [[rng.integers(0, 2, (n, 64, 64, 4), np.uint8) for n in sizes] for sizes in ((700, 600), (0,), (5,))]
+    found = list(Paced(np.inf).each(iter(blocks)))
+    for block, answer in zip(blocks, found, strict=True):
+        expected = np.roll(np.concatenate(block)[..., 3], 1, axis=2).astype(np.uint16) * 65535
+        np.testing.assert_array_equal(answer, expected)
+
+
+def test_a_feed_tells_how_long_a_gpu_of_the_pace_would_be_busy_and_how_many_cpus_it_takes(tmp_path):
+    dump = make_dump(tmp_path, SCENERIES[2], 400)
+    most, paced = measure_feed(dump, "local", np.inf), measure_feed(dump, "local", 1000.0)
+    assert most.patches_per_s > 0 == most.busy
+    assert 0 < paced.busy < 1.1
+    assert (tmp_path / "fed_local").is_dir()
+    assert "a GPU of 70,000 patches/s takes 28 CPUs like these 4" in feed_line(Feed("local", np.inf, 10_000.0), 4, 7e4)
+    results = Results(feeds=[most, paced])
+    assert results.plain()["feeds"][0]["pace"] is None
+    assert "CPUs feed a GPU" in svg(results.charts())

@@ -220,8 +220,8 @@ def test_a_dump_without_frames_is_an_error_that_names_it(tmp_path, checkpoint_pa
         ([{"CPU": 16.0}] * 4, None, Pool(4, {"num_cpus": 11.99}, 16, 4)),
         ([{"CPU": 16.0}] * 4, 1, Pool(1, {"num_cpus": 11.99}, 16, 4)),
         ([{"CPU": 16.0}, {"CPU": 4.0}, {"CPU": 4.0}], 6, Pool(6, {"num_cpus": 2.99}, 4, 1)),
-        ([{"CPU": 16.0, "GPU": 2.0}], None, Pool(2, {"num_gpus": 1.0, "num_cpus": 0}, 1, 7)),
-        ([{"CPU": 16.0, "GPU": 2.0}], 1, Pool(1, {"num_gpus": 1.0, "num_cpus": 0}, 1, 7)),
+        ([{"CPU": 16.0, "GPU": 2.0}], None, Pool(2, {"num_gpus": 1.0, "num_cpus": 0}, 1, 8)),
+        ([{"CPU": 16.0, "GPU": 2.0}], 1, Pool(1, {"num_gpus": 1.0, "num_cpus": 0}, 1, 8)),
     ],
 )
 def test_network_processes_fit_the_machines_and_leave_cpus_for_the_other_stages(nodes, workers, expected):

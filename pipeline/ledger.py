@@ -6,10 +6,11 @@ import csv
 import io
 import json
 import sys
+import threading
 import time
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -43,6 +44,7 @@ class Ledger:
         self._renewed: dict[str, list[str]] = {}
         self._pending: list[Receipt] = []
         self._flushed = time.monotonic()
+        self._flushing = threading.Lock()
         self._newest = 0
 
     def open(self, fingerprint: dict[str, Any]) -> None:
@@ -147,7 +149,7 @@ class Ledger:
         self._put_json("finished.json", {"key": key})
 
     def record(self, receipts: Iterable[Receipt]) -> None:
-        """Take note of finished frames; they are on storage at the latest FLUSH_SECONDS later."""
+        """Take note of finished frames; they are on storage with the next `flush`, for which it may be time."""
         for receipt in receipts:
             self._note(receipt.frame_id, receipt.error, receipt.part, receipt.identity)
             self._pending.append(receipt)
@@ -156,11 +158,36 @@ class Ledger:
 
     def flush(self) -> None:
         """Write the receipts since the last flush as one new segment."""
-        if self._pending:
-            lines = "".join(json.dumps(asdict(receipt)) + "\n" for receipt in self._pending)
-            storage.put(f"{self.root}/{self._next('.jsonl')}", lines.encode())
-            self._pending = []
-        self._flushed = time.monotonic()
+        with self._flushing:
+            if receipts := list(self._pending):
+                lines = "".join(json.dumps(asdict(receipt)) + "\n" for receipt in receipts)
+                storage.put(f"{self.root}/{self._next('.jsonl')}", lines.encode())
+                # Others may have come meanwhile.
+                del self._pending[: len(receipts)]
+            self._flushed = time.monotonic()
+
+    @contextmanager
+    def flushed(self, check: Callable[[], None]) -> Iterator[None]:
+        """Within it what was recorded is on storage FLUSH_SECONDS later, however long the next receipts take.
+
+        `check` raises where this run must not write any more. Whatever it or the store raises is met again by the next
+        `record` or `flush` of the run itself.
+        """
+        left = threading.Event()
+
+        def flush_in_time() -> None:
+            while not left.wait(FLUSH_SECONDS):
+                with suppress(Exception):
+                    check()
+                    self.flush()
+
+        thread = threading.Thread(target=flush_in_time, name="ledger", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            left.set()
+            thread.join()
 
     def close(self) -> None:
         """Flush, and write the quarantine table `quarantine.csv` (frame_id, error) where a frame was set aside."""

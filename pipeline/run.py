@@ -95,7 +95,7 @@ def _run(config: RefineConfig, report: RunLog) -> Summary:
         event = report.event if report.json else None
         progress = Progress(total=len(todo), done_before=difference.unchanged, log=report.write, event=event)
         metrics = flow.Metrics(lease.run_id, config.output, len(todo))
-        with recorded(ledger, {**facts, "settings": settings}, progress, place):
+        with recorded(ledger, {**facts, "settings": settings}, progress, place), ledger.flushed(lease.check):
             for receipts in _blocks_of_receipts(config, todo, reader, writer, cutting, weights, place):
                 lease.check()
                 ledger.record(receipts)

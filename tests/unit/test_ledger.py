@@ -1,4 +1,6 @@
 import json
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +57,49 @@ def test_receipts_reach_storage_in_segments_that_are_never_rewritten(ledger):
     assert first.read_text() == content
     assert len(list(Path(ledger.root).glob("*.jsonl"))) == 2
     assert json.loads(content)["patches"] == 5
+
+
+def test_receipts_reach_storage_also_while_a_run_waits_for_more(tmp_path, ledger, monkeypatch):
+    monkeypatch.setattr("pipeline.ledger.FLUSH_SECONDS", 0.01)
+    ledger.record([_receipt("a")])
+    ledger._flushed = time.monotonic() + 3600
+    ledger.record([_receipt("b")])
+    with ledger.flushed(lambda: None):
+        end = time.monotonic() + 30
+        while len(list(read_receipts(ledger.output))) < 2 and time.monotonic() < end:
+            time.sleep(0.01)
+    assert [entry["frame_id"] for entry in read_receipts(ledger.output)] == ["a", "b"]
+
+
+def test_a_run_that_lost_its_output_writes_no_receipt_while_it_waits(ledger, monkeypatch):
+    monkeypatch.setattr("pipeline.ledger.FLUSH_SECONDS", 0.01)
+    checked = threading.Event()
+
+    def lost():
+        checked.set()
+        raise InputError("another run has taken the output over")
+
+    ledger._flushed = time.monotonic() + 3600
+    ledger.record([_receipt("a")])
+    with ledger.flushed(lost):
+        assert checked.wait(30)
+    assert not list(read_receipts(ledger.output))
+
+
+def test_a_store_that_fails_while_a_run_waits_fails_the_run_itself(ledger, monkeypatch):
+    def full(url, data):
+        raise OSError("no space left")
+
+    ledger._flushed = time.monotonic() + 3600
+    ledger.record([_receipt("a")])
+    ledger._flushed = 0.0
+    monkeypatch.setattr("pipeline.ledger.FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr("pipeline.storage.put", full)
+    with ledger.flushed(lambda: None), pytest.raises(OSError, match="no space left"):
+        ledger.record([_receipt("b")])
+    monkeypatch.undo()
+    ledger.flush()
+    assert [entry["frame_id"] for entry in read_receipts(ledger.output)] == ["a", "b"]
 
 
 def test_another_fingerprint_names_the_first_difference(tmp_path, ledger):

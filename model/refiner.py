@@ -45,12 +45,12 @@ class Refiner:
         """`device` defaults to the GPU where there is one.
 
         `auto` precision is fp16 on a CUDA device (bf16 for weights whose numbers would come near its range), and fp32
-        elsewhere. On a CPU bf16 pays only with matrix units for it (AMX). `batch_size` is in patches; the default suits
-        the device. With `flip`, answers to each patch and its mirror image are averaged, at twice the cost. `backend`
-        is the library that runs the network; `auto` is OpenVINO on a CPU where it is installed, Triton beside torch on
-        a CUDA device where it can run, else torch. In fp32 they differ by less than 1e-4 in probability. `threads` are
-        those of a CPU, torch's number by default. The network is folded in place. Raises ValueError for a backend or
-        precision that is not at hand.
+        elsewhere. On a CPU bf16 pays only where it computes in it (AVX512-BF16, AMX). `batch_size` is in patches; the
+        default suits the device. With `flip`, answers to each patch and its mirror image are averaged, at twice the
+        cost. `backend` is the library that runs the network; `auto` is OpenVINO on a CPU where it is installed, Triton
+        beside torch on a CUDA device where it can run, else torch. In fp32 they differ by less than 1e-4 in
+        probability. `threads` are those of a CPU, torch's number by default. The network is folded in place. Raises
+        ValueError for a backend or precision that is not at hand.
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         on_cpu = self.device.type == "cpu"

@@ -31,7 +31,7 @@ from pipeline.benchmark.preparation import measure_preparation
 from pipeline.benchmark.results import Results
 from pipeline.benchmark.scale import BLOCK_FRAMES, simulate
 from pipeline.guard import GuardConfig
-from pipeline.records import Instance, cut_to_box
+from pipeline.records import InputError, Instance, cut_to_box
 from pipeline.stages import Cutting, cut
 
 SMOKE_HANDLING = 2.0
@@ -103,7 +103,11 @@ def main() -> int:
         return 1
     with tempfile.TemporaryDirectory() as folder:
         results = Results()
-        status = (modes[chosen[0]] if chosen else stages_and_job)(config, Path(folder), results)
+        try:
+            status = (modes[chosen[0]] if chosen else stages_and_job)(config, Path(folder), results)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     if config.json:
         Path(config.json).write_text(json.dumps(results.plain(), indent=1) + "\n")
     if config.plot:

@@ -21,6 +21,7 @@ from pipeline.flow.blocks import in_blocks, patches_per_block
 from pipeline.flow.local import helpers_beside, refine_blocks
 from pipeline.guard import GuardConfig
 from pipeline.limits import LimitsConfig
+from pipeline.records import InputError
 from pipeline.stages import Cutting, Receipt
 
 BATCH = 1024
@@ -86,7 +87,10 @@ def _sleep_until(moment: float) -> None:
 
 
 def measure_feed(dump: MadeDump, way: Way, pace: float) -> Feed:
-    """Refine the dump anew; on Ray in the running session, which has to have a GPU, be it in name only."""
+    """Refine the dump anew; on Ray in the running session, which has to have a GPU, be it in name only.
+
+    InputError where the dump is too short for a rate.
+    """
     config = dump.config(f"fed_{way}")
     source = reader(config.predictions, config.images, dump.scenery.form, image_pattern=config.image_pattern)
     sink = writer(config.output, dump.scenery.form)
@@ -100,8 +104,11 @@ def measure_feed(dump: MadeDump, way: Way, pace: float) -> Feed:
         arriving = run_ray(plan, Placement(way))
     blocks = sorted(arriving, key=lambda receipts: receipts[0].refined_at)
     _raise_fault([receipt for receipts in blocks for receipt in receipts])
+    seconds = blocks[-1][0].refined_at - blocks[0][0].refined_at
+    if not seconds:
+        raise InputError(f"expected more frames than the {dump.frames} of this dump, for a rate between two blocks")
     counts = [sum(receipt.patches for receipt in receipts) for receipts in blocks]
-    return Feed(way, pace, sum(counts[1:]) / (blocks[-1][0].refined_at - blocks[0][0].refined_at))
+    return Feed(way, pace, sum(counts[1:]) / seconds)
 
 
 def _raise_fault(receipts: Sequence[Receipt]) -> None:

@@ -130,17 +130,21 @@ def _fused(plan: Plan, blocks: Blocks, wish: Placement, pool: Pool, context: Any
 
     # Every row of receipts leaves the actor at once: what has not left it is done again when it dies.
     context.target_max_block_size = 1
-    most = (_FUSED_BLOCKS_ON_GPU if "num_gpus" in pool.resources else _FUSED_BLOCKS_ON_CPU) * pool.helpers
-    turns = pool.size * (_FUSED_TURNS if pool.size > 1 else 1)
-    at_once = max(1, min(most, len(blocks.frames) // turns))
     return _read_blocks([[block] for block in blocks.frames]).map_batches(
         _WholeActor,
         fn_constructor_args=(plan.stages, plan.load_refiner, pool.threads, pool.helpers, _count_attempts()),
-        batch_size=at_once,
+        batch_size=blocks_at_once(len(blocks.frames), pool),
         compute=ActorPoolStrategy(min_size=1, initial_size=pool.size, max_size=pool.size),
         **pool.resources,
         **selected_by(wish.refine_label),
     )
+
+
+def blocks_at_once(blocks: int, pool: Pool) -> int:
+    """Of so many blocks, those that a fused actor of the pool is given at a time."""
+    most = (_FUSED_BLOCKS_ON_GPU if "num_gpus" in pool.resources else _FUSED_BLOCKS_ON_CPU) * pool.helpers
+    turns = pool.size * (_FUSED_TURNS if pool.size > 1 else 1)
+    return max(1, min(most, blocks // turns))
 
 
 def map_blocks(blocks: list[list[Any]], work: Callable[[list[Any]], Any], *, local: bool) -> Iterator[Any]:

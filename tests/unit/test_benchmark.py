@@ -158,6 +158,13 @@ def test_the_stand_in_for_a_gpu_answers_every_block_with_its_coarse_masks_moved_
         np.testing.assert_array_equal(answer, expected)
 
 
+@pytest.mark.slow
+def test_a_dump_too_short_for_a_rate_is_one_clear_line(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["bench.py", "--feed", "--decoded", "--frames", "1", "--ways", "local"])
+    assert bench.main() == 1
+    assert "error: expected more frames than the 1 of this dump" in capsys.readouterr().err
+
+
 def test_a_feed_tells_how_long_a_gpu_of_the_pace_would_be_busy_and_how_many_cpus_it_takes(tmp_path):
     dump = make_dump(tmp_path, SCENERIES[2], 400)
     most, paced = measure_feed(dump, "local", np.inf), measure_feed(dump, "local", 1000.0)

@@ -10,6 +10,7 @@ from model.checkpoint import CheckpointError
 from pipeline import flow
 from pipeline.config import RefineConfig
 from pipeline.flow import session
+from pipeline.flow.on_ray import blocks_at_once
 from pipeline.flow.session import Placement, Pool, network_pool, placed, selected_by
 from pipeline.formats.cityscapes import CityscapesReader
 from pipeline.guard import GuardConfig
@@ -277,6 +278,20 @@ CPUS, GPU, BOTH = {"CPU": 8.0}, {"GPU": 1.0, "CPU": 0.0}, {"CPU": 8.0, "GPU": 2.
 )
 def test_stages_share_the_network_process_where_one_machine_is_all_there_is(nodes, wish, expected):
     assert placed(nodes, network_pool(nodes, wish), wish) == expected
+
+
+@pytest.mark.parametrize(
+    ("blocks", "pool", "expected"),
+    [
+        (1, Pool(1, {"num_cpus": 0.99}, 2, 1), 1),
+        (100, Pool(1, {"num_cpus": 0.99}, 2, 1), 16),
+        (100, Pool(1, {"num_gpus": 1.0, "num_cpus": 0}, 1, 15), 100),
+        (100_000, Pool(1, {"num_gpus": 1.0, "num_cpus": 0}, 1, 15), 960),
+        (100, Pool(8, {"num_gpus": 1.0, "num_cpus": 0}, 1, 15), 3),
+    ],
+)
+def test_a_fused_actor_gets_many_blocks_at_once_and_several_actors_get_some_often(blocks, pool, expected):
+    assert blocks_at_once(blocks, pool) == expected
 
 
 def test_a_frame_at_fault_leaves_the_others_of_its_block_as_they_are_and_in_order(tmp_path):

@@ -52,6 +52,19 @@ def test_a_call_may_come_in_between_the_blocks_of_another():
     assert all(np.array_equal(between, found[0][0][:1]) for _, between in found)
 
 
+def test_a_block_is_given_out_once_it_is_known_and_a_call_may_come_in_between_also_then():
+    queue, patches = DeviceQueue(fold(seeded_network()), batch_size=1), random_patches(7)
+    found = queue.each([Parts(patches[:1]), Parts(patches[1:])])
+    first = next(found)
+    # The second block is far longer than what is under way at a time.
+    assert queue.batches < 4
+    between = one(queue, patches[3:5])
+    (second,) = found
+    whole = one(queue, patches)
+    assert np.array_equal(np.concatenate([first, second]), whole)
+    assert np.array_equal(between, whole[3:5])
+
+
 def test_certain_probabilities_survive_the_way_through_signed_integers():
     network = fold(seeded_network())
     difference = network.decode_head.difference

@@ -11,11 +11,12 @@ import numpy as np
 
 from model import Refiner
 from model.checkpoint import CheckpointError
+from model.refiner import Precision
 from pipeline import storage
 from pipeline.config import parse
 from pipeline.grading import grade, samples, table
 from pipeline.guard import GuardConfig
-from pipeline.pareto import BASELINE, SETTINGS, WEIGHTS, network_of, trials
+from pipeline.pareto import BASELINE, SETTINGS, WEIGHTS, WITH_SECOND, network_of, second_of, trials
 from pipeline.pareto_report import plot, points
 from pipeline.pareto_report import table as pareto_table
 from pipeline.records import InputError
@@ -37,6 +38,8 @@ class GradeConfig:
     nms_threshold: float = 0.25
     iterations: int = 1
     """Refine so many times, each time what the last has made."""
+    precision: Precision = "auto"
+    """Arithmetic of the network; figures are the same on CPUs of different kinds with fp32 only."""
     flip: bool = False
     """Average the network's answers to each patch and its mirror image."""
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -47,15 +50,19 @@ class GradeConfig:
     """A json to write with the scores of every object."""
     pareto: str | None = None
     """Grade every way to spend patches instead, and write pareto.json and pareto.svg into this folder."""
+    second_checkpoint: str | None = None
+    """With `pareto`: a larger network, as HRNet-48, tried on the patches of which the first is not sure."""
 
 
 def main() -> int:
     try:
         config = parse(GradeConfig, sys.argv[1:])
+        if config.second_checkpoint and not config.pareto:
+            raise InputError("second_checkpoint is tried by --pareto alone: expected both")
         if config.pareto:
             compare(config, config.pareto)
             return 0
-        refiner = Refiner.from_checkpoint(config.checkpoint, flip=config.flip)
+        refiner = Refiner.from_checkpoint(config.checkpoint, precision=config.precision, flip=config.flip)
 
         def refine(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
             for _ in range(config.iterations):
@@ -80,7 +87,11 @@ def compare(config: GradeConfig, folder: str) -> None:
     if config.nms_threshold != 0.25 or config.iterations != 1 or config.flip or config.output:
         raise InputError("--pareto tries settings of its own: expected no nms-threshold, iterations, flip or output")
     masks = (samples(path, config.images, config.kinds, config.seed, config.every) for path in config.ground_truth)
-    tried = list(trials(chain.from_iterable(masks), SETTINGS, network_of(config.checkpoint), config.guard))
+    settings, network, second = SETTINGS, network_of(config.checkpoint, config.precision), None
+    if config.second_checkpoint:
+        settings += WITH_SECOND
+        second = second_of(config.second_checkpoint, config.checkpoint, config.precision)
+    tried = list(trials(chain.from_iterable(masks), settings, network, config.guard, second))
     if not tried:
         raise InputError(f"{config.images}: every coarse mask is smaller than guard.min_area = {config.guard.min_area}")
     found = points(tried, WEIGHTS, BASELINE, config.seed)

@@ -30,6 +30,18 @@ class BatchNetwork(Protocol):
         """Probabilities (N, P, P) uint16 of one full batch (N, P, P, 4) uint8."""
 
 
+def computes_in_bf16() -> bool:
+    """Whether this CPU has instructions for bf16 (AVX512-BF16, AMX).
+
+    One without can run it all the same, slower than fp32, so the libraries' "supported" does not tell. False also where
+    torch is too old to know.
+    """
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
 @lru_cache(maxsize=1)
 def _keep_freed_memory() -> None:
     """Let this process keep the memory of one layer's output for the next.

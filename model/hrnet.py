@@ -267,6 +267,23 @@ def pad_channels(network: RefinementNetwork, multiple: int = 8) -> RefinementNet
     return network
 
 
+def multiply_adds(network: RefinementNetwork) -> int:
+    """Multiplications with a weight that one patch takes, before or after `fold`."""
+    counts: list[int] = []
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        counts.append(output[0, 0].numel() * layer.get_parameter("weight").numel())
+
+    hooks = [layer.register_forward_hook(count) for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    try:
+        with torch.inference_mode():
+            network(torch.zeros(1, 4, network.config.input_px, network.config.input_px))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(counts)
+
+
 def output_resize(input_px: int, patch_px: int) -> Tensor:
     """The published output resizes, S/4 -> S -> patch side, as one matrix (patch_px, S/4) for S = `input_px`.
 

@@ -10,7 +10,7 @@ import torch
 
 from model import checkpoint
 from model.backend import Backend, resolve_backend
-from model.cpu import BatchPool, TorchNetwork
+from model.cpu import BatchPool, TorchNetwork, computes_in_bf16
 from model.gpu import DeviceQueue, suited_half
 from model.hrnet import RefinementNetwork, fold, pad_channels
 from model.parts import Parts
@@ -22,7 +22,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 CPU_BATCH = {"openvino": 4, "torch": 16}
 GPU_BATCH_PIXELS = 1024 * 128 * 128
-"""Patches per batch on a CPU, and pixels of the network's input on a GPU: the smallest that come near the full rate."""
+"""Patches per batch on a CPU in fp32, 16 bits taking twice as many, and pixels of the network's input on a GPU: the
+smallest that come near the full rate."""
 
 
 class Refiner:
@@ -44,26 +45,22 @@ class Refiner:
     ) -> None:
         """`device` defaults to the GPU where there is one.
 
-        `auto` precision is fp16 on a CUDA device (bf16 for weights whose numbers would come near its range), and fp32
-        elsewhere. On a CPU bf16 pays only where it computes in it (AVX512-BF16, AMX). `batch_size` is in patches; the
-        default suits the device. With `flip`, answers to each patch and its mirror image are averaged, at twice the
-        cost. `backend` is the library that runs the network; `auto` is OpenVINO on a CPU where it is installed, Triton
-        beside torch on a CUDA device where it can run, else torch. In fp32 they differ by less than 1e-4 in
-        probability. `threads` are those of a CPU, torch's number by default. The network is folded in place. Raises
-        ValueError for a backend or precision that is not at hand.
+        `auto` precision is fp16 on a CUDA device (bf16 for weights whose numbers would come near its range), bf16 on a
+        CPU that computes in it, else fp32. `batch_size` is in patches; the default suits the device. With `flip`,
+        answers to each patch and its mirror image are averaged, at twice the cost. `backend` is the library that runs
+        the network; `auto` is OpenVINO on a CPU where it is installed, Triton beside torch on a CUDA device where it
+        can run, else torch. In fp32 they differ by less than 1e-4 in probability. `threads` are those of a CPU, torch's
+        number by default. The network is folded in place. Raises ValueError for a backend or precision that is not at
+        hand.
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         on_cpu = self.device.type == "cpu"
         self.backend = resolve_backend(backend, self.device.type)
-        self.precision = precision
         self.config = network.config
-        self.batch_size = batch_size or (
-            CPU_BATCH[self.backend] if on_cpu else max(1, GPU_BATCH_PIXELS // self.config.input_px**2)
-        )
         self.flip = flip
         self.network = fold(network).to(self.device, memory_format=torch.channels_last)
-        if precision == "auto":
-            self.precision = suited_half(self.network) if self.device.type == "cuda" else "fp32"
+        self.precision = self._suited_precision() if precision == "auto" else precision
+        self.batch_size = batch_size or self._suited_batch()
         threads = threads or torch.get_num_threads()
         if self.backend == "openvino":
             from model.openvino_backend import OpenVinoNetwork
@@ -84,6 +81,16 @@ class Refiner:
                 self._inference = DeviceQueue(self.network, self.batch_size, FusedNetwork(self.network))
         else:
             self._inference = DeviceQueue(self.network, self.batch_size)
+
+    def _suited_precision(self) -> Literal["fp32", "bf16", "fp16"]:
+        if self.device.type == "cuda":
+            return suited_half(self.network)
+        return "bf16" if self.device.type == "cpu" and computes_in_bf16() else "fp32"
+
+    def _suited_batch(self) -> int:
+        if self.device.type != "cpu":
+            return max(1, GPU_BATCH_PIXELS // self.config.input_px**2)
+        return CPU_BATCH[self.backend] * (1 if self.precision == "fp32" else 2)
 
     @property
     def arithmetic(self) -> str:

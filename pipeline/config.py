@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import tyro
@@ -62,10 +62,10 @@ class RefineConfig:
     padding: int = 0
     """Context added around each patch on every side, in frame pixels."""
     parity: bool = False
-    """Do exactly as the reference: row-major tie order, its two slips at the right and bottom border, no guard."""
+    """Do exactly as the reference: row-major ties, its two slips at the right and bottom border, no guard, fp32."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Arithmetic of the network; `auto` is fp32 on a CPU and fp16 on a GPU."""
+    """Arithmetic of the network; `auto` is fp16 on a GPU, bf16 on a CPU that computes in it, else fp32."""
     backend: Literal["auto", "torch", "openvino"] = "auto"
     """What runs the network; `auto` is OpenVINO on a CPU and Triton beside torch on a GPU, where installed."""
     batch_size: int | None = None
@@ -97,6 +97,13 @@ class RefineConfig:
     """Remove the outputs of frames that earlier runs have finished and the dump does not have any more."""
     restart: bool = False
     """Forget what earlier runs on the output have done, also under other settings, and refine every frame anew."""
+
+    def settled(self) -> RefineConfig:
+        """The same settings, with what `parity` decides: no guard, and fp32 unless something else is asked for."""
+        if not self.parity:
+            return self
+        precision = "fp32" if self.precision == "auto" else self.precision
+        return replace(self, guard=GuardConfig(enabled=False), precision=precision)
 
     def threshold(self, form: Format) -> float:
         """The NMS threshold for predictions of a form."""

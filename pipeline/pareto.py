@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from model import Refiner, checkpoint
+from model.hrnet import multiply_adds
+from model.refiner import Precision
 from pipeline.grading import WORSE_BY, Sample, scores
 from pipeline.guard import GuardConfig, passed_over
 from pipeline.patches import crop
@@ -19,9 +21,23 @@ Network = Callable[[np.ndarray, float], np.ndarray]
 """Probabilities (N, P, P) uint16, 65535 = 1, of patches (N, P, P, 4) uint8 by a network whose input has a share (the
 second argument) of its usual side."""
 
+
+@dataclass(frozen=True)
+class Second:
+    """What is asked about the patches of which the network is not sure."""
+
+    answers: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    """Probabilities (N, P, P) uint16 of patches (N, P, P, 4) uint8 and their boxes (N, 4) in the frame."""
+    price: float
+    """Passes of the network that one of its passes costs."""
+
+
 WEIGHTS = {"mask_head": 3.0}
 """How much masks of one kind of failure count in means, others counting 1: mask heads are what most users have."""
 
+
+HRNET48_PRICE = 39.0
+"""Multiply-adds of HRNet-48 at 256 px over those of HRNet-18s at 128 px."""
 
 FIRST_PASS_ZOOM = 0.5
 """Side of the network's input in a cheap first pass, as a share of the usual one."""
@@ -41,6 +57,11 @@ class Setting:
     """Side of the network's input as a share of the usual one."""
     confirm: float | None = None
     """Refine only patches of which a cheap first pass changes at least this share of the pixels."""
+    doubt: float | None = None
+    """Ask a second network about patches of which the first, by its own probabilities, expects to have at least this
+    share of the pixels wrong."""
+    bound: bool = False
+    """The second network is the truth itself, at HRNet-48's price: no network could do better."""
     flip: bool = False
     iterations: int = 1
 
@@ -54,8 +75,15 @@ SETTINGS = (
     *(Setting(name=f"confirm {c:.0%}", confirm=c) for c in (0.01, 0.02)),
     Setting(name="flip", flip=True),
     Setting(name="twice", iterations=2),
+    *(Setting(name=f"perfect {d:.0%}", doubt=d, bound=True) for d in (0.1, 0.08, 0.06, 0.04)),
 )
 """What is compared; all take `BASELINE` where they say nothing else."""
+
+WITH_SECOND = tuple(Setting(name=f"second {d:.0%}", doubt=d) for d in (0.1, 0.08, 0.06, 0.04))
+"""What there is to compare besides where a second network is at hand."""
+
+BOUNDS = frozenset(setting.name for setting in SETTINGS if setting.bound)
+"""Names of the settings that nobody can choose."""
 
 BASELINE = "nms 0.25"
 
@@ -113,7 +141,7 @@ def _boxes(instance: Instance, size: tuple[int, int], setting: Setting) -> np.nd
     return thin(boxes, instance.mask, instance.origin) if setting.thinned else boxes
 
 
-def network_of(path_or_name: str) -> Network:
+def network_of(path_or_name: str, precision: Precision = "auto") -> Network:
     """The network of a checkpoint (`checkpoint.load`) at every size of input that is asked for."""
     refiners: dict[float, Refiner] = {}
 
@@ -121,7 +149,7 @@ def network_of(path_or_name: str) -> Network:
         if zoom not in refiners:
             network = checkpoint.load(path_or_name)
             network.config = replace(network.config, input_px=round(zoom * network.config.input_px))
-            refiners[zoom] = Refiner(network)
+            refiners[zoom] = Refiner(network, precision=precision)
         return refiners[zoom].probabilities(patches)
 
     return probabilities
@@ -143,8 +171,37 @@ class Remembering:
         return np.stack([self.known[key] for key in keys])
 
 
-def _answers(patches: np.ndarray, setting: Setting, network: Network) -> tuple[np.ndarray, float]:
-    """Probabilities (N, P, P) uint16 of the patches, N > 0, and what they cost."""
+def second_of(path_or_name: str, first: str, precision: Precision = "auto") -> Second:
+    """The network of a checkpoint as the second beside that of the checkpoint `first`; its price by multiply-adds."""
+    price = multiply_adds(checkpoint.load(path_or_name)) / multiply_adds(checkpoint.load(first))
+    network = network_of(path_or_name, precision)
+    return Second(lambda patches, boxes: network(patches, 1.0), price)
+
+
+def _truth(target: np.ndarray) -> Second:
+    """The precise mask (H, W) uint8 0/1 in a network's place."""
+
+    def answers(patches: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        # A frame narrower than a patch has boxes that stick out; beyond it there is no object.
+        height, width = patches.shape[1:3]
+        whole = np.pad(target, ((0, height), (0, width)))
+        parts = [whole[y : y + height, x : x + width] for x, y in boxes[:, :2].tolist()]
+        return np.stack(parts).astype(np.uint16) * np.uint16(65535)
+
+    return Second(answers, HRNET48_PRICE)
+
+
+def _answers(
+    patches: np.ndarray, boxes: np.ndarray, setting: Setting, network: Network, second: Second | None
+) -> tuple[np.ndarray, float]:
+    """Probabilities (N, P, P) uint16 of the patches, N > 0, in their boxes (N, 4), and what they cost."""
+    if setting.doubt is not None and second:
+        answers, cost = _full(patches, setting, network)
+        wrong = np.minimum(answers, np.uint16(65535) - answers).mean(axis=(1, 2)) / 65535
+        if (unsure := wrong >= setting.doubt).any():
+            answers[unsure] = second.answers(patches[unsure], boxes[unsure])
+            cost += second.price * int(unsure.sum())
+        return answers, cost
     if setting.confirm is None:
         return _full(patches, setting, network)
     first = network(patches, FIRST_PASS_ZOOM) > 32767
@@ -166,12 +223,17 @@ def _full(patches: np.ndarray, setting: Setting, network: Network) -> tuple[np.n
 
 
 def attempt(
-    image: np.ndarray, coarse: np.ndarray, setting: Setting, network: Network, guard: GuardConfig
+    image: np.ndarray,
+    coarse: np.ndarray,
+    setting: Setting,
+    network: Network,
+    guard: GuardConfig,
+    second: Second | None = None,
 ) -> tuple[np.ndarray, int, float, int]:
     """Refine one coarse mask (H, W), not empty, of an image (H, W, 3) uint8 RGB under a setting.
 
-    Returns the refined mask (H, W) bool, the number of patches, their cost, and the number of pixels of the coarse
-    boundary that lie in no patch.
+    `second` is for settings with `doubt`. Returns the refined mask (H, W) bool, the number of patches, their cost, and
+    the number of pixels of the coarse boundary that lie in no patch.
     """
     height, width = image.shape[:2]
     instance = Instance("0", 0, 1.0, *cut_to_box(coarse))
@@ -184,7 +246,8 @@ def attempt(
             uncovered = _uncovered(coarse, boxes)
         if not len(boxes):
             break
-        answers, more = _answers(crop(image, instance.mask, instance.origin, boxes), setting, network)
+        patches_of = crop(image, instance.mask, instance.origin, boxes)
+        answers, more = _answers(patches_of, boxes, setting, network, second)
         patches, cost = patches + len(boxes), cost + more
         work = Work("0", Frame("0", "", width, height, [instance]), [boxes])
         assemble(work, answers, guard)
@@ -204,9 +267,16 @@ def _uncovered(coarse: np.ndarray, boxes: np.ndarray) -> int:
 
 
 def trials(
-    samples: Iterable[Sample], settings: Sequence[Setting], network: Network, guard: GuardConfig
+    samples: Iterable[Sample],
+    settings: Sequence[Setting],
+    network: Network,
+    guard: GuardConfig,
+    second: Second | None = None,
 ) -> Iterator[Trial]:
-    """Try all settings on every coarse mask of `grading.samples`, except on those that the guard passes over."""
+    """Try all settings on every coarse mask of `grading.samples`, except on those that the guard passes over.
+
+    `second` is what settings with `doubt` ask, unless they are a `bound`.
+    """
     for sample in samples:
         for coarse, target in zip(sample.coarse, sample.targets):
             if passed_over(coarse != 0, guard):
@@ -215,6 +285,7 @@ def trials(
             before = scores(coarse, target)
             boundary = int(np.count_nonzero(boundary_strength(coarse)))
             for setting in settings:
-                refined, patches, cost, uncovered = attempt(sample.image, coarse, setting, remembering, guard)
+                asked = _truth(target) if setting.bound else second
+                refined, patches, cost, uncovered = attempt(sample.image, coarse, setting, remembering, guard, asked)
                 after = scores(refined.view(np.uint8), target)
                 yield Trial(sample.key, sample.kind, setting.name, boundary, uncovered, patches, cost, before, after)

@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 
 from pipeline.grading import MEASURES
-from pipeline.pareto import Trial
+from pipeline.pareto import BOUNDS, Trial
 from pipeline.records import InputError
 
 RESAMPLES = 2000
@@ -36,7 +36,7 @@ class Point:
     worse: float
     """Share of masks whose IoU fell by more than `grading.WORSE_BY`."""
     front: bool = False
-    """Whether no cheaper setting has as high a gain in Boundary IoU."""
+    """Whether no cheaper setting has as high a gain in Boundary IoU, bounds (`pareto.BOUNDS`) aside."""
 
 
 def points(trials: Sequence[Trial], weights: Mapping[str, float], baseline: str, seed: int = 0) -> list[Point]:
@@ -73,7 +73,8 @@ def points(trials: Sequence[Trial], weights: Mapping[str, float], baseline: str,
                 float(share @ [trial.worse for trial in some]),
             )
         )
-    return [replace(point, front=not any(_beats(other, point) for other in found)) for point in found]
+    real = [point for point in found if point.setting not in BOUNDS]
+    return [replace(one, front=one in real and not any(_beats(other, one) for other in real)) for one in found]
 
 
 def _beats(one: Point, other: Point) -> bool:
@@ -101,7 +102,8 @@ LEFT, TOP, RIGHT, BOTTOM = 64, 16, WIDTH - 24, 370
 """The plot's frame in the picture, in pixels."""
 
 SHOWN = 0.5
-"""Settings that gain less than this share of the baseline's gain are left out of the plot: they would flatten it."""
+"""Settings that gain less than this share of the baseline's gain are left out of the plot, as bounds are: they would
+flatten it."""
 
 STYLE = (
     "text{font:12px sans-serif;fill:#555}.grid{stroke:#8884;fill:none}.bar{stroke:#8888;fill:none}"
@@ -117,7 +119,7 @@ def plot(found: Sequence[Point], baseline: str) -> str:
     base = next(point.gain[FRONT_MEASURE] for point in found if point.setting == baseline)
     if base <= 0:
         raise InputError(f"no plot: {baseline} gains nothing in {MEASURES[FRONT_MEASURE]} on these masks")
-    shown = [point for point in found if point.gain[FRONT_MEASURE] >= SHOWN * base]
+    shown = [point for point in found if point.gain[FRONT_MEASURE] >= SHOWN * base and point.setting not in BOUNDS]
     bars = [[1 + end[FRONT_MEASURE] / base for end in (point.low, point.high)] for point in shown]
     most = 1.1 * max(point.cost for point in shown)
     low, high = min(bar[0] for bar in bars) - 0.02, max(bar[1] for bar in bars) + 0.02

@@ -17,7 +17,6 @@ from pipeline import dump, run, storage
 from pipeline.config import RefineConfig
 from pipeline.flow.session import Placement, alive_nodes, network_pool, ray_session, selected_by
 from pipeline.formats.label_ids import LabelIdReader
-from pipeline.guard import GuardConfig
 from pipeline.incremental import compare
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
@@ -62,11 +61,9 @@ def check(config: CheckConfig) -> Report:
     settled = None
     with _finding("settings", checks):
         # Paths are worth a look even where the weights are not.
-        settled = run.absolute(config if digest else replace(config, checkpoint="hrnet18s_128"))
+        settled = run.absolute((config if digest else replace(config, checkpoint="hrnet18s_128")).settled())
     if settled is None:
         return Report(checks, None)
-    if settled.parity:
-        settled = replace(settled, guard=GuardConfig(enabled=False))
     with _finding("output", checks):
         dump.check_output(settled.predictions, settled.output)
         checks.append(_output(settled))

@@ -22,7 +22,6 @@ from pipeline.config import RefineConfig
 from pipeline.formats import Reader, Writer
 from pipeline.formats.label_ids import LabelIdReader
 from pipeline.formats.parts import PartError, sweep
-from pipeline.guard import GuardConfig
 from pipeline.incremental import Difference, compare
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
@@ -53,9 +52,7 @@ def run(config: RefineConfig, log: Callable[[str], None] = print) -> Summary:
 
 def _run(config: RefineConfig, report: RunLog) -> Summary:
     started = time.monotonic()
-    config = absolute(config)
-    if config.parity:
-        config = replace(config, guard=GuardConfig(enabled=False))
+    config = absolute(config.settled())
     places = config.predictions, config.images, config.output
     if not config.local and any(url.startswith("memory:") for url in places):
         raise InputError("memory:// is the memory of one process: expected --local with it")

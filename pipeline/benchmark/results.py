@@ -165,6 +165,13 @@ def rays_price(jobs: Sequence[EndToEnd]) -> list[str]:
     return lines
 
 
+def left_by_handling(handling: Handling, bare_patches_per_s: float, cpus: int) -> str:
+    """The most of the bare network that a job can reach where both share the CPUs."""
+    network_ms = 1e3 * cpus * handling.patches / bare_patches_per_s
+    most = network_ms / (network_ms + handling.cpu_ms)
+    return f"handling, on the same {cpus} CPUs, leaves at most {most:.2f}x of the bare network"
+
+
 FEED_HEAD = f"{'fed':<8}{'pace':>10}{'patches/s':>11}{'busy':>7}{'per CPU':>9}"
 
 

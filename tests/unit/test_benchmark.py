@@ -12,7 +12,7 @@ from pipeline.benchmark.end_to_end import EndToEnd
 from pipeline.benchmark.feed import Feed, Paced, measure_feed
 from pipeline.benchmark.handling import HANDLING, Handling, Stage, measure_handling
 from pipeline.benchmark.made_dump import CITYSCAPES, COCO, decoded, make_dump
-from pipeline.benchmark.results import Results, feed_line, rays_price, stage_table
+from pipeline.benchmark.results import Results, feed_line, left_by_handling, rays_price, stage_table
 from pipeline.benchmark.scale import simulate
 from pipeline.dump import reader
 
@@ -73,6 +73,13 @@ def test_the_stage_table_has_a_row_for_each_stage_in_a_frames_order_and_one_for_
 def test_rays_price_is_told_against_the_run_without_ray():
     (line,) = rays_price([_job(0.9, "local"), _job(0.81)])
     assert line.startswith("Ray's price, fused: 0.90x")
+
+
+def test_a_job_cannot_use_the_cpu_time_that_handling_takes():
+    handling = _handling(1)
+    # 100 patches take two CPUs nine times as long as handling takes one.
+    bare = 100 * 2 * 1e3 / (9 * handling.cpu_ms)
+    assert "on the same 2 CPUs, leaves at most 0.90x" in left_by_handling(handling, bare, 2)
 
 
 def test_a_run_on_a_machine_that_others_used_says_so():

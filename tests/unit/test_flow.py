@@ -119,7 +119,7 @@ def test_another_threshold_of_the_guard_is_another_run_unless_it_is_off(tmp_path
     again("off", guard=GuardConfig(enabled=False, min_iou=0.4))
 
 
-def test_parity_switches_the_guard_off(tmp_path, checkpoint_path):
+def test_parity_switches_the_guard_and_half_precision_off(tmp_path, checkpoint_path):
     dump = make_dump(tmp_path / "dump", frames=1)
     strict = GuardConfig(min_confidence=1.0)
     guarded = _run(dump.config("parquet", tmp_path / "guarded", checkpoint_path, local=True, guard=strict))
@@ -128,6 +128,8 @@ def test_parity_switches_the_guard_off(tmp_path, checkpoint_path):
     parity = _run(dump.config("parquet", tmp_path / "parity", checkpoint_path, local=True, guard=strict, parity=True))
     assert parity.reasons == {}
     assert parity.refined == parity.instances == 3
+    (record,) = (tmp_path / "parity").glob("_ledger/runs/*.json")
+    assert [made.split()[-1] for made in json.loads(record.read_text())["arithmetic"]] == ["fp32"]
 
 
 def test_frames_with_faults_are_set_aside_each_with_its_reason_and_tried_again_when_mended(tmp_path, checkpoint_path):

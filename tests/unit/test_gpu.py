@@ -13,7 +13,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 @pytest.fixture(scope="module")
 def expected():
-    return Refiner(seeded_network(), device="cpu", backend="torch").probabilities(random_patches(7))
+    return Refiner(seeded_network(), device="cpu", precision="fp32", backend="torch").probabilities(random_patches(7))
 
 
 def one(queue: DeviceQueue, *patches: np.ndarray) -> np.ndarray:

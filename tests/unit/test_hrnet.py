@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from model import checkpoint
-from model.hrnet import CONFIGS, RefinementNetwork, fold, output_resize, pad_channels
+from model.hrnet import CONFIGS, RefinementNetwork, fold, multiply_adds, output_resize, pad_channels
 from tests.conftest import seeded_network
 
 
@@ -63,3 +63,8 @@ def test_one_matrix_equals_the_two_output_resizes(input_px):
     expected = F.interpolate(up, size=(64, 64), mode="bilinear", align_corners=False)
     matrix = output_resize(input_px, 64)
     assert torch.allclose(matrix @ logits @ matrix.T, expected, atol=1e-5)
+
+
+def test_multiply_adds_are_the_published_networks():
+    small, large = (multiply_adds(RefinementNetwork(CONFIGS[name]).eval()) for name in ("hrnet18s_128", "hrnet48_256"))
+    assert (round(small / 1e9, 2), round(large / 1e9, 1)) == (0.60, 23.3)

@@ -27,7 +27,7 @@ def test_probabilities_equal_torchs(name, scale, patch_px):
         network = seeded_network(name)
         with torch.no_grad():  # the logits of random weights in so deep a network reach hundreds
             network.decode_head.conv_seg.weight.mul_(scale)
-        found.append(Refiner(network, device="cpu", batch_size=1, backend=library).probabilities(patches))
+        found.append(Refiner(network, "cpu", "fp32", batch_size=1, backend=library).probabilities(patches))
     torchs, openvinos = found
     assert 0.01 * 65535 < torchs.std() < 0.4 * 65535
     assert np.abs(torchs.astype(np.int32) - openvinos).max() < 1e-4 * 65535
@@ -71,7 +71,7 @@ def test_half_precision_stays_near(backend):
         half = Refiner(seeded_network(), device="cpu", precision="bf16", backend=backend, batch_size=1)
     except ValueError:
         pytest.skip("this CPU has no bf16")
-    full = Refiner(seeded_network(), device="cpu", backend=backend, batch_size=1)
+    full = Refiner(seeded_network(), device="cpu", precision="fp32", backend=backend, batch_size=1)
     difference = np.abs(half.probabilities(patches).astype(np.int32) - full.probabilities(patches))
     assert 0 < difference.max() < 0.2 * 65535
     assert half.arithmetic == f"cpu {backend} bf16"

@@ -8,9 +8,24 @@ import numpy as np
 import pytest
 
 from jobs import grade as job
+from model import checkpoint
+from model.hrnet import CONFIGS, RefinementNetwork
 from pipeline.grading import samples
 from pipeline.guard import GuardConfig
-from pipeline.pareto import BASELINE, SETTINGS, Remembering, Setting, Trial, attempt, thin, trials
+from pipeline.pareto import (
+    BASELINE,
+    HRNET48_PRICE,
+    SETTINGS,
+    WITH_SECOND,
+    Remembering,
+    Second,
+    Setting,
+    Trial,
+    attempt,
+    second_of,
+    thin,
+    trials,
+)
 from pipeline.pareto_report import plot, points, table
 from pipeline.proposals import boundary_strength, propose
 from pipeline.records import InputError, cut_to_box
@@ -80,6 +95,59 @@ def test_a_mask_that_the_first_pass_confirms_everywhere_costs_a_quarter(coarse):
     assert np.array_equal(refined, coarse != 0)
 
 
+def test_a_second_network_is_asked_about_the_patches_of_which_the_first_is_not_sure(image, coarse):
+    asked = []
+
+    def unsure_on_the_left(patches, zoom):
+        answers = by_brightness(patches, zoom)
+        left = (patches[..., 0] > 100) != (patches[..., 3] != 0)
+        answers[left.any(axis=(1, 2))] = 30000
+        return answers
+
+    def right_answers(patches, boxes):
+        asked.extend(boxes.tolist())
+        return by_brightness(patches, 1.0)
+
+    def tried(**settings):
+        second = Second(right_answers, 10.0)
+        return attempt(image, coarse, Setting(name="one", **settings), unsure_on_the_left, GUARD, second)
+
+    plain, patches, cost, _ = tried()
+    assert (patches, asked) == (cost, [])
+    assert not np.array_equal(plain, image[..., 0] > 0)
+    refined, patches, cost, _ = tried(doubt=0.1)
+    assert np.array_equal(refined, image[..., 0] > 0)
+    assert 0 < len(asked) < patches
+    assert cost == patches + 10 * len(asked)
+    assert all(x1 < 200 for x1, *_ in asked)
+    assert tried(doubt=0.9)[2] == patches
+
+
+def test_the_bound_is_a_second_network_that_knows_the_truth(tmp_path):
+    truth = make_truth(tmp_path, frames=2)
+    some = list(samples(str(truth), str(tmp_path / "images"), ("grow",)))
+
+    def at_a_loss(patches, zoom):
+        return np.full(patches.shape[:3], 30000, np.uint16)
+
+    settings = [Setting(name="none"), Setting(name="all", doubt=0.0, bound=True)]
+    guard = GuardConfig(min_area=0, enabled=False)
+    found = list(trials(some, settings, at_a_loss, guard))
+    assert len(found) == 2 * len(some)
+    for none, every in zip(found[::2], found[1::2]):
+        assert every.refined[0] == pytest.approx(1, abs=0.01)
+        assert every.refined[0] > none.refined[0]
+        assert every.cost == none.cost + HRNET48_PRICE * every.patches
+
+
+def test_the_price_of_a_second_network_is_in_multiply_adds(monkeypatch):
+    def random(name):
+        return RefinementNetwork(CONFIGS[name]).eval()
+
+    monkeypatch.setattr(checkpoint, "load", random)
+    assert second_of("hrnet48_256", "hrnet18s_128").price == pytest.approx(HRNET48_PRICE, rel=0.01)
+
+
 def test_thinned_boxes_cover_what_all_boxes_cover(coarse):
     mask, origin = cut_to_box(coarse)
     boxes = propose(mask, origin, SIZE[::-1], 0.55)
@@ -134,6 +202,13 @@ def test_the_front_has_the_settings_that_no_cheaper_one_equals():
     assert [point.setting for point in found if point.front] == ["a", "b"]
 
 
+def test_a_bound_is_not_on_the_front_and_keeps_nothing_off_it():
+    (bound,) = [setting.name for setting in SETTINGS if setting.name == "perfect 4%"]
+    found = points([_trial(*one) for one in ((BASELINE, 10, 0.1), (bound, 5, 0.4))], {}, BASELINE)
+    assert [(point.setting, point.front) for point in found] == [(BASELINE, True), (bound, False)]
+    assert bound not in plot(found, BASELINE)
+
+
 def test_kinds_count_by_their_weight():
     some = [_trial("a", 10, 0.1), _trial("a", 20, 0.5, kind="mask_head")]
     (point,) = points(some, {"mask_head": 3.0}, "a")
@@ -171,7 +246,7 @@ def test_there_is_no_plot_beside_a_baseline_that_gains_nothing():
 
 def test_the_job_writes_every_trial_and_the_plot(tmp_path, monkeypatch, capsys):
     truth = make_truth(tmp_path, frames=1)
-    monkeypatch.setattr(job, "network_of", lambda checkpoint: by_brightness)
+    monkeypatch.setattr(job, "network_of", lambda checkpoint, precision: by_brightness)
     flags = ["--ground-truth", truth, "--images", tmp_path / "images", "--guard.min-area", 1, "--kinds", "grow"]
     monkeypatch.setattr(sys, "argv", ["grade", *map(str, flags), "--pareto", str(tmp_path / "out")])
     assert job.main() == 0
@@ -183,6 +258,18 @@ def test_the_job_writes_every_trial_and_the_plot(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert all(name in printed for name in names)
 
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--flip"])
+    plain = sys.argv
+    monkeypatch.setattr(sys, "argv", [*plain, "--flip"])
     assert job.main() == 1
     assert "settings of its own" in capsys.readouterr().err
+
+    second = Second(lambda patches, boxes: by_brightness(patches, 1.0), 40.0)
+    monkeypatch.setattr(job, "second_of", lambda path, first, precision: second)
+    monkeypatch.setattr(sys, "argv", [*plain, "--second-checkpoint", "large.pth"])
+    assert job.main() == 0
+    printed = capsys.readouterr().out
+    assert all(setting.name in printed for setting in WITH_SECOND)
+
+    monkeypatch.setattr(sys, "argv", [*plain[:-2], "--second-checkpoint", "large.pth"])
+    assert job.main() == 1
+    assert "expected both" in capsys.readouterr().err

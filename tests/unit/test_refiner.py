@@ -21,6 +21,7 @@ BACKENDS = ["torch", pytest.param("openvino", marks=needs_openvino)]
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def refiner(request):
+    """In the precision that suits this CPU."""
     return Refiner(seeded_network(), device="cpu", backend=request.param)
 
 
@@ -111,8 +112,17 @@ def test_probabilities_equal_the_references(golden, backend):
     assert compared > 90
 
 
-def test_the_arithmetic_is_named(refiner):
-    assert refiner.arithmetic == f"cpu {refiner.backend} fp32"
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [({"avx512_f": True}, "fp32"), ({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True, "avx512_bf16": False}, "bf16")],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_cpu_computes_in_bf16_where_it_has_instructions_for_it(monkeypatch, backend, capabilities, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    chosen = Refiner(seeded_network(), device="cpu", backend=backend)
+    assert chosen.arithmetic == f"cpu {backend} {precision}"
+    asked = Refiner(seeded_network(), device="cpu", backend=backend, precision="fp32")
+    assert asked.arithmetic == f"cpu {backend} fp32"
 
 
 def test_masks_keep_shape_and_dtype_through_the_library(refiner):

@@ -111,6 +111,11 @@ def as_openvino(network: RefinementNetwork, batch_size: int, patch_px: int) -> o
     return ov.Model([ops.convert(fixed_point, np.uint16)], [patches], network.config.name)
 
 
+def can_calculate_in(precision: str) -> bool:
+    """Whether OpenVINO can on this CPU, be it by emulation."""
+    return precision == "fp32" or precision.upper() in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 class OpenVinoNetwork:
     """A folded network compiled for this CPU, for as many callers at once as it has threads.
 
@@ -120,7 +125,7 @@ class OpenVinoNetwork:
 
     def __init__(self, network: RefinementNetwork, precision: str, batch_size: int, threads: int) -> None:
         self.network, self.batch_size = network, batch_size
-        if precision != "fp32" and precision.upper() not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        if not can_calculate_in(precision):
             raise ValueError(f"precision is '{precision}', in which this CPU cannot calculate: expected fp32")
         self.settings = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],

@@ -85,7 +85,13 @@ class Refiner:
     def _suited_precision(self) -> Literal["fp32", "bf16", "fp16"]:
         if self.device.type == "cuda":
             return suited_half(self.network)
-        return "bf16" if self.device.type == "cpu" and computes_in_bf16() else "fp32"
+        if self.device.type != "cpu" or not computes_in_bf16():
+            return "fp32"
+        if self.backend == "openvino":
+            from model.openvino_backend import can_calculate_in
+
+            return "bf16" if can_calculate_in("bf16") else "fp32"
+        return "bf16"
 
     def _suited_batch(self) -> int:
         if self.device.type != "cpu":

@@ -32,7 +32,7 @@ from pipeline.run_log import RunLog
 from pipeline.run_record import recorded
 from pipeline.stages import Cutting, Receipt, Work, commit
 
-METHOD = 1
+METHOD = 2
 """Raised with every change of this program that makes other masks of the same input and settings."""
 
 

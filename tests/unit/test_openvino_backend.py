@@ -52,7 +52,7 @@ def test_loading_openvino_does_not_load_what_reports_its_use():
 
 
 @needs_openvino
-def test_a_precision_that_the_cpu_lacks_is_refused(monkeypatch):
+def test_a_precision_that_the_cpu_lacks_is_refused_where_asked_for_and_else_not_taken(monkeypatch):
     from model import openvino_backend
 
     class OldCore:
@@ -62,6 +62,8 @@ def test_a_precision_that_the_cpu_lacks_is_refused(monkeypatch):
     monkeypatch.setattr(openvino_backend, "_core", OldCore)
     with pytest.raises(ValueError, match="precision is 'bf16', in which this CPU cannot calculate"):
         Refiner(seeded_network(), device="cpu", precision="bf16", backend="openvino")
+    monkeypatch.setattr("model.refiner.computes_in_bf16", lambda: True)
+    assert Refiner(seeded_network(), device="cpu", backend="openvino").precision == "fp32"
 
 
 @pytest.mark.parametrize("backend", ["torch", pytest.param("openvino", marks=needs_openvino)])

@@ -119,6 +119,8 @@ def test_probabilities_equal_the_references(golden, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_cpu_computes_in_bf16_where_it_has_instructions_for_it(monkeypatch, backend, capabilities, precision):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    if backend == "openvino":
+        monkeypatch.setattr("model.openvino_backend.can_calculate_in", lambda precision: True)
     chosen = Refiner(seeded_network(), device="cpu", backend=backend)
     assert chosen.arithmetic == f"cpu {backend} {precision}"
     asked = Refiner(seeded_network(), device="cpu", backend=backend, precision="fp32")

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 import tyro
 
+from model.backend import UnsupportedError
+from model.checkpoint import CheckpointError
 from model.rates import rates, table
 from model.refiner import Precision, Refiner
 from pipeline import demo_dump
@@ -108,7 +110,7 @@ def main() -> int:
         results = Results()
         try:
             status = (modes[chosen[0]] if chosen else stages_and_job)(config, Path(folder), results)
-        except InputError as error:
+        except (InputError, CheckpointError, UnsupportedError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
     if config.json:

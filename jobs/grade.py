@@ -10,6 +10,7 @@ from itertools import chain
 import numpy as np
 
 from model import Refiner
+from model.backend import UnsupportedError
 from model.checkpoint import CheckpointError
 from model.refiner import Precision
 from pipeline import storage
@@ -72,7 +73,7 @@ def main() -> int:
         grades = []
         for path in config.ground_truth:
             grades += grade(path, config.images, refine, config.kinds, config.seed, config.every)
-    except (InputError, CheckpointError, OSError) as error:
+    except (InputError, CheckpointError, UnsupportedError, OSError) as error:
         print(redacted(f"error: {error}"), file=sys.stderr)
         return 1
     print(table(grades, "kind"))

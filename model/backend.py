@@ -14,21 +14,27 @@ Backend = Literal["auto", "torch", "openvino", "triton"]
 _INSTALL = {"openvino": "pip install 'bpr-ray[openvino]'", "triton": "it comes with torch for CUDA"}
 
 
+class UnsupportedError(ValueError):
+    """A backend or a precision that cannot be had here; the message says what was expected."""
+
+
 def resolve_backend(backend: Backend, device_type: str = "cpu") -> Literal["torch", "openvino", "triton"]:
     """The backend behind `auto` on a device, where it can run: OpenVINO on a CPU, Triton on a GPU, else torch.
 
-    Triton also needs a C compiler and Python's headers. Raises ValueError for a backend that is asked for and is of
-    another device or cannot run.
+    Triton also needs a C compiler and Python's headers. Raises UnsupportedError for a backend that is asked for and is
+    of another device or cannot run.
     """
     fast = {"cpu": "openvino", "cuda": "triton"}.get(device_type, "torch")
     if backend not in ("auto", "torch", fast):
         kind = "a CPU" if backend == "openvino" else "a CUDA device"
-        raise ValueError(f"backend is '{backend}' on device '{device_type}': expected {kind}; elsewhere 'torch' runs")
+        raise UnsupportedError(
+            f"backend is '{backend}' on device '{device_type}': expected {kind}; elsewhere 'torch' runs"
+        )
     if backend == "torch" or fast == "torch":
         return "torch"
     missing = _what_lacks(fast)
     if missing and backend != "auto":
-        raise ValueError(f"backend is '{backend}', {missing}")
+        raise UnsupportedError(f"backend is '{backend}', {missing}")
     return "torch" if missing else fast
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import fx, nn
 
+from model.backend import UnsupportedError
 from model.hrnet import RefinementNetwork, output_resize
 from model.preprocess import MEAN_RGB, STD_RGB, resize_patches
 
@@ -126,7 +127,10 @@ class OpenVinoNetwork:
     def __init__(self, network: RefinementNetwork, precision: str, batch_size: int, threads: int) -> None:
         self.network, self.batch_size = network, batch_size
         if not can_calculate_in(precision):
-            raise ValueError(f"precision is '{precision}', in which this CPU cannot calculate: expected fp32")
+            possible = " or ".join(filter(can_calculate_in, HINTS))
+            raise UnsupportedError(
+                f"precision is '{precision}', in which this CPU cannot calculate: expected {possible}"
+            )
         self.settings = {
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "NUM_STREAMS": threads,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from model import checkpoint
-from model.backend import resolve_backend
+from model.backend import UnsupportedError, resolve_backend
 from model.preprocess import network_input
 from model.refiner import Precision, Refiner
 
@@ -63,7 +63,7 @@ def rates(
                 refiner = Refiner.from_checkpoint(
                     path_or_name, device="cpu", precision=precision, backend=backend, threads=threads
                 )
-            except ValueError:  # this CPU cannot calculate so
+            except UnsupportedError:  # this CPU cannot calculate so
                 continue
             ways[f"{backend} {precision}"] = refiner.probabilities
             least[f"{backend} {precision}"] = refiner.batch_size * threads

@@ -50,8 +50,8 @@ class Refiner:
         answers to each patch and its mirror image are averaged, at twice the cost. `backend` is the library that runs
         the network; `auto` is OpenVINO on a CPU where it is installed, Triton beside torch on a CUDA device where it
         can run, else torch. In fp32 they differ by less than 1e-4 in probability. `threads` are those of a CPU, torch's
-        number by default. The network is folded in place. Raises ValueError for a backend or precision that is not at
-        hand.
+        number by default. The network is folded in place. Raises UnsupportedError for a backend or precision that is
+        not at hand.
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         on_cpu = self.device.type == "cpu"

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from model.backend import Backend, resolve_backend
+from model.backend import Backend, UnsupportedError, resolve_backend
 from model.bundled import bundled, resolve
 from pipeline import dump, flow, storage
 from pipeline.config import RefineConfig
@@ -235,7 +235,7 @@ def backends_of(config: RefineConfig) -> tuple[Backend, Backend]:
     """What runs the network on a CPU, told here once so that no worker chooses another, and what on a GPU."""
     try:
         return resolve_backend(config.backend), "torch" if config.backend == "torch" else "auto"
-    except ValueError as error:
+    except UnsupportedError as error:
         raise InputError(str(error)) from None
 
 

@@ -179,7 +179,8 @@ def _work_batch(batch: dict[str, np.ndarray], work: Callable[[list[Any]], Any], 
 def _data_context() -> Any:
     from ray.data import DataContext
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # It logs what it then raises, twice and at length, in front of the one line that says it.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -188,6 +189,8 @@ def _data_context() -> Any:
     context.execution_options.preserve_order = False
     context.execution_no_progress_timeout_s = 600
     context.memory_usage_poll_interval_s = None
+    # What is raised in a task would otherwise not reach the driver, but only that something was.
+    context.raise_original_map_exception = True
     return context
 
 
@@ -200,8 +203,12 @@ def _one_line_for_faults() -> Iterator[None]:
         yield
     except RayError as error:
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, InputError | OSError):
+        # Ray's own error is of the type of what it wraps, too, but has a traceback as its text.
+        while cause is not None and (isinstance(cause, RayTaskError) or not isinstance(cause, InputError | OSError)):
             cause = cause.cause if isinstance(cause, RayTaskError) else cause.__cause__
+        if isinstance(cause, InputError):
+            # Ray Data adds, on another line, how to make it try again; an InputError has `\n` for a line's end.
+            raise InputError(str(cause).partition("\\nFailed to ")[0]) from None
         if cause is not None:
             raise cause from None
         if isinstance(error, RayTaskError):

@@ -151,12 +151,19 @@ class Plan:
 def load_refiner(
     checkpoint: str, precision: Any, batch_size: int | None, cpu_backend: Any, gpu_backend: Any = "auto"
 ) -> Refiner:
-    """The network of a checkpoint, in the process that will run it, by the backend for what that has."""
+    """The network of a checkpoint, in the process that will run it, by the backend for what that has.
+
+    InputError where this machine cannot calculate in the precision.
+    """
     import torch
 
     from model import Refiner
+    from model.backend import UnsupportedError
     from model.checkpoint import load
 
     backend = gpu_backend if torch.cuda.is_available() else cpu_backend
     network = load(checkpoint, storage.read(checkpoint))
-    return Refiner(network, precision=precision, batch_size=batch_size, backend=backend)
+    try:
+        return Refiner(network, precision=precision, batch_size=batch_size, backend=backend)
+    except UnsupportedError as error:
+        raise InputError(str(error)) from None

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline import dump as forms
-from pipeline import stages
+from pipeline import flow, stages
 from pipeline.formats.cityscapes import CityscapesReader
 from pipeline.ledger import Ledger
+from pipeline.records import InputError
 from pipeline.run import run as refine_dump
 from tests.dumps import make_dump, tree
 
@@ -51,6 +52,22 @@ def test_on_a_cluster_a_bad_frame_is_set_aside_and_the_others_are_refined(cluste
     assert not (tmp_path / "out" / "frame_003_pred.txt").exists()
     ledger = Ledger(str(tmp_path / "out"))
     assert Path(ledger.root, "quarantine.csv").read_text().startswith("frame_id,error\nframe_003,")
+
+
+def refuse(*_):
+    raise InputError("precision is 'fp16', in which this CPU cannot calculate: expected fp32")
+
+
+@pytest.mark.parametrize("placement", ["fused", "spread"])
+def test_what_an_actor_cannot_do_at_all_is_one_line(cluster, tmp_path, checkpoint_path, monkeypatch, capfd, placement):
+    monkeypatch.setattr(flow, "load_refiner", refuse)
+    dump = make_dump(tmp_path / "dump", frames=2)
+    config = dump.config("coco", tmp_path / "out", checkpoint_path, placement=placement)
+    with pytest.raises(InputError) as caught:
+        refine_dump(config, log=lambda _: None)
+    assert type(caught.value) is InputError
+    assert str(caught.value) == "precision is 'fp16', in which this CPU cannot calculate: expected fp32"
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_run_started_again_on_a_cluster_does_only_what_is_missing(cluster, tmp_path, checkpoint_path):

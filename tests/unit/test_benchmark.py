@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from jobs import bench
+from model.backend import UnsupportedError
+from model.checkpoint import CheckpointError
 from model.rates import Rate
 from pipeline.benchmark.chart import svg
 from pipeline.benchmark.cost import CostModel
@@ -132,6 +134,29 @@ def measured(monkeypatch):
         monkeypatch.setattr(bench, "run_job", lambda *_: next(ends))
 
     return use
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpu", "run"), [("auto", False, "fp32"), ("bf16", False, "bf16"), ("auto", True, "auto")]
+)
+def test_the_smoke_run_is_in_fp32_on_a_cpu_unless_asked_otherwise(measured, monkeypatch, tmp_path, asked, gpu, run):
+    measured(handling=[1.5], jobs=[0.9])
+    flags = []
+    monkeypatch.setattr(bench, "run_job", lambda dump, way, given, *_: flags.extend(given) or _job(0.9))
+    monkeypatch.setattr(bench.torch.cuda, "is_available", lambda: gpu)
+    assert bench.smoke(bench.BenchConfig(precision=asked), tmp_path, Results()) == 0
+    assert flags[flags.index("--precision") + 1] == run
+
+
+@pytest.mark.parametrize("error", [UnsupportedError("precision is 'fp16'"), CheckpointError("x.pth: no weights")])
+def test_what_cannot_be_measured_is_one_line(monkeypatch, capsys, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(bench, "network", fail)
+    monkeypatch.setattr("sys.argv", ["bench.py", "--network"])
+    assert bench.main() == 1
+    assert capsys.readouterr().err == f"error: {error}\n"
 
 
 def test_the_smoke_run_passes_where_one_of_three_tries_does(measured, tmp_path, capsys):

@@ -72,3 +72,13 @@ def test_quality_decides_the_threshold_unless_one_is_given():
     assert found == sorted(found)
     assert RefineConfig(**places).threshold("cityscapes") == 0.55
     assert RefineConfig(**places, quality="best", nms_threshold=0.4).threshold("coco") == 0.4
+
+
+def test_parity_has_no_guard_and_fp32_unless_another_precision_is_asked_for():
+    def settled(*flags):
+        config = parse(RefineConfig, [*NEEDED, *flags]).settled()
+        return config.guard.enabled, config.precision
+
+    assert settled() == (True, "auto")
+    assert settled("--parity") == (False, "fp32")
+    assert settled("--parity", "--precision", "bf16") == (False, "bf16")

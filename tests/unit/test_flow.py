@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from model.backend import UnsupportedError
 from model.checkpoint import CheckpointError
 from pipeline import flow
 from pipeline.config import RefineConfig
@@ -130,6 +131,16 @@ def test_parity_switches_the_guard_and_half_precision_off(tmp_path, checkpoint_p
     assert parity.refined == parity.instances == 3
     (record,) = (tmp_path / "parity").glob("_ledger/runs/*.json")
     assert [made.split()[-1] for made in json.loads(record.read_text())["arithmetic"]] == ["fp32"]
+
+
+def test_a_precision_that_the_machine_lacks_is_one_clear_error(tmp_path, checkpoint_path, monkeypatch):
+    def refuse(*_, precision, **__):
+        raise UnsupportedError(f"precision is '{precision}', in which this CPU cannot calculate: expected fp32")
+
+    monkeypatch.setattr("model.Refiner", refuse)
+    dump = make_dump(tmp_path / "dump", frames=1)
+    with pytest.raises(InputError, match="'fp16', in which this CPU cannot calculate: expected fp32"):
+        _run(dump.config("coco", tmp_path / "out", checkpoint_path, local=True, precision="fp16"))
 
 
 def test_frames_with_faults_are_set_aside_each_with_its_reason_and_tried_again_when_mended(tmp_path, checkpoint_path):

@@ -127,6 +127,18 @@ def test_a_cpu_computes_in_bf16_where_it_has_instructions_for_it(monkeypatch, ba
     assert asked.arithmetic == f"cpu {backend} fp32"
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_batches_in_16_bits_are_twice_as_large_unless_given(monkeypatch, backend):
+    if backend == "openvino":
+        monkeypatch.setattr("model.openvino_backend.can_calculate_in", lambda precision: True)
+
+    def size(precision, given=None):
+        return Refiner(seeded_network(), "cpu", precision, batch_size=given, backend=backend).batch_size
+
+    assert size("bf16") == 2 * size("fp32")
+    assert size("bf16", 3) == size("fp32", 3) == 3
+
+
 def test_masks_keep_shape_and_dtype_through_the_library(refiner):
     image = random_patches(1, 120)[0, ..., :3]
     mask = np.zeros((120, 120), np.uint8)

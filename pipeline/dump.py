@@ -41,12 +41,36 @@ def check_output(predictions: str, output: str) -> None:
             raise InputError(f"{output}: expected an output folder apart from {predictions}")
 
 
+def check_replaced(output: str, images: str, form: Format, restart: bool) -> None:
+    """Raise InputError where a refined dump in the folder `output` would replace files that no run has written there.
+
+    These are photographs, for which masks may be taken by their names, and a final file where there is no ledger.
+    """
+    if form == "cityscapes" and storage.contains(output, images):
+        raise InputError(f"{output}: expected an output folder apart from the images in {images}")
+    result = writer(output, form, form).result
+    begun = restart or not result or storage.exists(f"{output}/_ledger/run.json")
+    if not begun and storage.exists(storage.join(output, result)):
+        raise InputError(
+            f"{storage.join(output, result)}: is there, and no run on this output has written it;"
+            " choose another output, or --restart to replace it"
+        )
+
+
 def reader(
-    predictions: str, images: str, form: Format, image_list: str | None = None, image_pattern: str | None = None
+    predictions: str,
+    images: str,
+    form: Format,
+    image_list: str | None = None,
+    image_pattern: str | None = None,
+    any_category: bool = False,
 ) -> Reader:
-    """The reader for a dump; InputError where the settings do not suit the form."""
+    """The reader for a dump; InputError where the settings do not suit the form.
+
+    Categories that the image list does not have are an error of their frame, unless `any_category`.
+    """
     if form == "coco":
-        return CocoReader(predictions, images, image_list, image_pattern)
+        return CocoReader(predictions, images, image_list, image_pattern, any_category)
     if image_list is not None or image_pattern is not None:
         raise InputError(f"image_list and image_pattern are for COCO json; {predictions} is read as {form}")
     return CityscapesReader(predictions, images) if form == "cityscapes" else ParquetReader(predictions, images)
@@ -71,6 +95,8 @@ def without_collisions(refs: list[FrameRef]) -> list[FrameRef]:
     return kept
 
 
-def writer(output: str, form: Format) -> Writer:
-    """The writer for a refined dump below the folder `output`."""
-    return {"cityscapes": CityscapesWriter, "coco": CocoWriter, "parquet": ParquetWriter}[form](output)
+def writer(output: str, form: Format, read_as: Format) -> Writer:
+    """The writer for a refined dump below the folder `output`, of one that was read in the form `read_as`."""
+    if form == "cityscapes":
+        return CityscapesWriter(output, keeps_names=read_as == "cityscapes")
+    return CocoWriter(output) if form == "coco" else ParquetWriter(output)

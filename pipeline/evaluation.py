@@ -18,8 +18,8 @@ import numpy as np
 from pipeline import dump, storage
 from pipeline.config import Format
 from pipeline.flow import map_blocks
-from pipeline.formats import Reader, json_list
-from pipeline.ground_truth import GroundTruth, Listing, TrueFrame, TruthRef, image_key, open_ground_truth
+from pipeline.formats import Reader
+from pipeline.ground_truth import GroundTruth, Listing, TrueFrame, TruthRef, by_image, open_ground_truth
 from pipeline.metrics import cityscapes_ap, matching
 from pipeline.metrics.boundary import CITYSCAPES_RATIO, COCO_RATIO
 from pipeline.metrics.boundary_f import TOLERANCE_SHARE, boundary_f_frame
@@ -156,8 +156,8 @@ class Meter:
     images: str
     truth: GroundTruth | None
     readers: dict[str, Reader]
-    rules: dict[str, Rules]
-    """COCO's or LVIS's, by dump; empty for Cityscapes."""
+    rules: Rules | None
+    """COCO's or LVIS's; None for Cityscapes."""
     tolerance_px: float | None
     with_oracle: bool
     gallery: int
@@ -191,10 +191,7 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Outc
     readers = {name: _reader(config, dumps[name], form, kind) for name, form in forms.items()}
     items, unpaired = _items({name: reader.list_frames() for name, reader in readers.items()}, listing)
     items = items[: config.limit]
-    rules = {}
-    if kind in ("coco", "lvis"):
-        base = COCO if kind == "coco" else LVIS
-        rules = {name: replace(base, size_by=_size_by(url, forms[name])) for name, url in dumps.items()}
+    rules = {"coco": COCO, "lvis": LVIS}.get(kind or "")
     meter = Meter(config.images, truth, readers, rules, config.tolerance_px, config.oracle, config.gallery)
     size = config.frames_per_block
     progress = Progress(total=len(items), done_before=0, log=log, verb="measure")
@@ -221,25 +218,15 @@ def _reader(config: EvaluateConfig, url: str, form: Format, kind: str | None) ->
     if image_list is None and config.image_pattern is None:
         # The refined json of a dump that came from elsewhere has its own image numbers, and the list beside it.
         image_list = beside if storage.exists(beside) else config.ground_truth if kind in ("coco", "lvis") else None
-    return dump.reader(url, config.images, form, image_list, config.image_pattern)
-
-
-def _size_by(url: str, form: Format) -> Literal["mask", "box"]:
-    """pycocotools sorts unmatched predictions into sizes by their boxes where the first entry of a json has one."""
-    first = next((entry for _, _, entry in json_list.scan(url)), {}) if form == "coco" else {}
-    return "box" if first.get("bbox") else "mask"
+    # A prediction of a category that the ground truth lacks is left out and counted; its image is measured.
+    return dump.reader(url, config.images, form, image_list, config.image_pattern, any_category=True)
 
 
 def _items(listed: Mapping[str, Sequence[FrameRef]], listing: Listing | None) -> tuple[list[Item], dict[str, str]]:
     """The images to measure, and what the dumps lack or have beyond them."""
     by_key: dict[str, dict[str, FrameRef]] = {}
     for name, refs in listed.items():
-        by_key[name] = {}
-        for ref in refs:
-            key = image_key(ref.file_name or ref.frame_id)
-            if key in by_key[name]:
-                raise InputError(f"{name}: two frames are called {key}: {by_key[name][key].frame_id}, {ref.frame_id}")
-            by_key[name][key] = ref
+        by_key[name] = by_image(name, refs)
     if listing is not None:
         keys = {ref.key: ref for ref in listing.refs}
         files = {ref.key: ref.file_name for ref in listing.refs}
@@ -304,12 +291,12 @@ def _measure(item: Item, meter: Meter) -> Tally:
     tally = Tally(frames=1)
     if truth is not None and item.truth is not None:
         for name, frame in frames.items():
-            for measure, record in _records(item.truth, truth, frame, name, meter):
+            for measure, record in _records(item.truth, truth, frame, meter.rules):
                 tally.records[measure, name] = record
             tally.records["AF", name] = boundary_f_frame(truth, frame, meter.tolerance_px, TOLERANCE_SHARE)
         if meter.with_oracle:
             for distance, frame in zip(DISTANCES_PX, oracle(truth, frames[COARSE])):
-                for measure, record in _records(item.truth, truth, frame, COARSE, meter):
+                for measure, record in _records(item.truth, truth, frame, meter.rules):
                     tally.records[measure, oracle_name(distance)] = record
     if both and image is not None:
         tally.records["changes", REFINED] = changes(frames[COARSE], frames[REFINED], image)
@@ -322,12 +309,11 @@ def oracle_name(distance: float) -> str:
     return "all right" if math.isinf(distance) else f"right within {distance:g} px"
 
 
-def _records(ref: TruthRef, truth: TrueFrame, frame: Frame, name: str, meter: Meter) -> Iterator[tuple[str, Any]]:
-    if not meter.rules:
+def _records(ref: TruthRef, truth: TrueFrame, frame: Frame, rules: Rules | None) -> Iterator[tuple[str, Any]]:
+    if rules is None:
         yield "AP", cityscapes_ap.match_frame(truth, frame)
         yield "boundary AP", cityscapes_ap.match_frame(truth, frame, CITYSCAPES_RATIO)
         return
-    rules = meter.rules[name]
     yield "AP", matching.match_frame(ref.order, truth, frame, rules)
     yield "boundary AP", matching.match_frame(ref.order, truth, frame, replace(rules, boundary_ratio=COCO_RATIO))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import posixpath
 import sys
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,8 +14,10 @@ import cv2
 import numpy as np
 
 from pipeline import rle, storage
+from pipeline.formats.coco import image_file_name
 from pipeline.formats.mask_png import PNG_SIGNATURE, plain_png
-from pipeline.records import InputError, cut_to_box
+from pipeline.identity import digest
+from pipeline.records import FrameRef, InputError, cut_to_box
 
 CITYSCAPES_CLASSES = {
     24: "person",
@@ -102,6 +105,9 @@ class GroundTruth(Protocol):
     def list_frames(self) -> Listing:
         """Every image, also those without objects. InputError where the file or folder is no ground truth."""
 
+    def identities(self, refs: Sequence[TruthRef]) -> list[str]:
+        """A few characters for each image that change whenever its annotations may have."""
+
     def read(self, ref: TruthRef) -> TrueFrame:
         """The objects of one image; InputError names the file and the annotation that is wrong."""
 
@@ -109,6 +115,16 @@ class GroundTruth(Protocol):
 def image_key(file_name: str) -> str:
     """What an image is called everywhere: its name without folder, extension and Cityscapes' `_leftImg8bit`."""
     return posixpath.splitext(posixpath.basename(file_name))[0].removesuffix(LEFT_IMAGE)
+
+
+def by_image(name: str, refs: Iterable[FrameRef]) -> dict[str, FrameRef]:
+    """The frames of a dump by what their images are called; InputError with the dump's name where two are alike."""
+    found: dict[str, FrameRef] = {}
+    for ref in refs:
+        key = image_key(ref.file_name or ref.frame_id)
+        if found.setdefault(key, ref) is not ref:
+            raise InputError(f"{name}: two frames are called {key}: {found[key].frame_id}, {ref.frame_id}")
+    return found
 
 
 def open_ground_truth(url: str, images: str) -> GroundTruth:
@@ -143,7 +159,7 @@ class CocoTruth:
             place = {image_id: i for i, image_id in enumerate(sorted(of_image))}
             refs = []
             for entry in content["images"]:
-                name = _file_name(entry)
+                name = image_file_name(entry)
                 federated = None
                 if "neg_category_ids" in entry:
                     incomplete = entry.get("not_exhaustive_category_ids", [])
@@ -162,6 +178,9 @@ class CocoTruth:
             ) from None
         return Listing(categories, _distinct(self.url, refs), frequencies)
 
+    def identities(self, refs: Sequence[TruthRef]) -> list[str]:
+        return [digest(json.dumps(ref.source, default=sorted)) for ref in refs]
+
     def read(self, ref: TruthRef) -> TrueFrame:
         width, height, entries, federated = ref.source
         instances = []
@@ -178,13 +197,6 @@ class CocoTruth:
             negative_categories=negative,
             not_exhaustive_categories=not_exhaustive,
         )
-
-
-def _file_name(entry: dict[str, Any]) -> str:
-    """LVIS names an image by its address alone, which ends in COCO's folder and file name."""
-    if "file_name" in entry:
-        return entry["file_name"]
-    return posixpath.join(*entry["coco_url"].split("/")[-2:])
 
 
 _KEPT = ("id", "category_id", "segmentation", "iscrowd", "area")
@@ -222,11 +234,14 @@ class CityscapesTruth:
             name = path[: -len(INSTANCE_IDS)]
             # Where there is no image, the error is to name the file that Cityscapes would have.
             file_name = images.get(image_key(name), f"{name}{LEFT_IMAGE}.png")
-            refs.append(TruthRef(image_key(name), file_name, storage.join(self.url, path)))
+            refs.append(TruthRef(image_key(name), file_name, path))
         return Listing(CITYSCAPES_CLASSES, _distinct(self.url, refs))
 
+    def identities(self, refs: Sequence[TruthRef]) -> list[str]:
+        return storage.versions_of(self.url, [ref.source for ref in refs])
+
     def read(self, ref: TruthRef) -> TrueFrame:
-        ids = read_instance_ids(ref.source)
+        ids = read_instance_ids(storage.join(self.url, ref.source))
         instances = []
         for number in np.unique(ids).tolist():
             # Numbers below 1000 are label ids: of a countable class, a group whose members are not told apart.

@@ -9,6 +9,9 @@ import imagesize
 
 from pipeline.records import InputError
 
+LEAST_MEMORY_GB = 0.1
+"""A process that reads and writes frames needs about that much for itself."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
@@ -20,9 +23,10 @@ class LimitsConfig:
     """Most memory that the image and masks of one frame may need, a mask being held over its bounding box only."""
 
     def __post_init__(self) -> None:
-        for name in ("seconds", "memory_gb"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"limits.{name} is {getattr(self, name)}: expected a number above 0")
+        if not self.seconds > 0:
+            raise InputError(f"limits.seconds is {self.seconds}: expected a number above 0")
+        if not self.memory_gb >= LEAST_MEMORY_GB:
+            raise InputError(f"limits.memory_gb is {self.memory_gb}: expected at least {LEAST_MEMORY_GB}")
 
     @property
     def memory_bytes(self) -> int:

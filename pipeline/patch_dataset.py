@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ WINDOW_ROWS = 8192
 """Patches that are held, as PNGs, and mixed while training: some 70 MB."""
 
 CARD = "card.json"
+
+_SHARD = re.compile(rf"({'|'.join(SPLITS)})/(?P<name>[0-9a-f]{{16}})-\d{{3,}}\.parquet")
 
 PATCH_SCHEMA = pa.schema(
     [
@@ -91,9 +94,15 @@ def write_shards(output: str, tables: Mapping[str, pa.Table], name: str) -> str:
     return name
 
 
-def shard_name(frame_ids: Sequence[str]) -> str:
-    """Where the patches of these frames go: the same frames always to the same shards."""
-    return hashlib.sha256("\n".join(frame_ids).encode()).hexdigest()[:16]
+def shard_name(frames: Sequence[tuple[str, str]]) -> str:
+    """Where the patches of these frames go, by their ids and what they are cut from: the same to the same shards."""
+    return hashlib.sha256("\n".join(map(" ".join, frames)).encode()).hexdigest()[:16]
+
+
+def name_in(path: str) -> str | None:
+    """The name under which `write_shards` wrote a file, by its path below the output; None for files of others."""
+    found = _SHARD.fullmatch(path)
+    return found["name"] if found else None
 
 
 @dataclass(frozen=True)

@@ -199,6 +199,7 @@ def _dump(config: CheckConfig, digest: str | None, checks: list[Check]) -> Estim
     with _finding("earlier run", checks):
         fingerprint = run.fingerprint(config, form, output_form, cutting, digest or "")
         ledger.load(fingerprint, restart=True)
+        dump.check_replaced(config.output, config.images, output_form, config.restart)
         if digest:
             checks.append(_earlier_run(config, fingerprint, len(ledger.parts)))
         if going_on := Lease(config.output).held_by_another():

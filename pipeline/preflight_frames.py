@@ -19,7 +19,7 @@ from pipeline.formats import Reader
 from pipeline.formats.mask_png import encode_png
 from pipeline.preflight_report import SHOWN, Check, Estimate
 from pipeline.records import FrameRef, InputError, Instance
-from pipeline.stages import Cutting, cut, decode_image
+from pipeline.stages import Cutting, cut, decode_image, within_memory
 
 MEASURED = 200
 """Frames that are also cut into patches, by which the run is estimated; the others are only read."""
@@ -59,10 +59,10 @@ def _look(
     kind, url = "image files", ""
     try:
         url = storage.join(config.images, ref.file_name)
-        image = decode_image(url)
+        image = decode_image(url, config.limits.memory_bytes)
         kind = "masks"
         height, width = image.shape[:2]
-        instances = list(reader.read(ref, width, height))
+        instances = within_memory(reader.read(ref, width, height), ref, image.nbytes, config.limits)
         if not measure:
             return Seen("", "", len(instances), None, 0)
         boxes, _ = cut(image, instances, cutting, config.guard)

@@ -1,6 +1,6 @@
 """Cut a patch data set: frames with ground truth in, shards of training patches out.
 
-ground truth (+ predictions) --list--> frames - ledger.done = todo
+ground truth (+ predictions) --list--> frames - ledger.done and unchanged = todo
 todo -> decode, match or coarsen, propose, crop, write shards (CPU tasks) -> receipts -> driver -> card
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from pipeline import dump, patch_dataset, storage
 from pipeline.flow import map_blocks, stopped_by_signals
 from pipeline.formats import Reader
-from pipeline.ground_truth import TruthRef, image_key, open_ground_truth
+from pipeline.ground_truth import GroundTruth, TruthRef, by_image, open_ground_truth
+from pipeline.identity import digest, image_versions
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
 from pipeline.progress import Progress
@@ -36,6 +37,10 @@ class Prepared:
 
     output: str
     frames: int
+    changed: int
+    """Of these, how many were cut before from something else, or shared a shard with one."""
+    removed: int
+    """Frames whose patches were taken out: they are in the ground truth, or in what was drawn, no more."""
     done_before: int
     aside: dict[str, str]
     unpaired: str
@@ -46,12 +51,15 @@ class Prepared:
     def __str__(self) -> str:
         counts = self.card["patches"]
         rows = sum(counts.values())
+        again = f" ({self.changed} of them again)" if self.changed else ""
         lines = [
-            f"frames       {self.frames} cut now, {self.done_before} before, {len(self.aside)} set aside",
+            f"frames       {self.frames} cut now{again}, {self.done_before} before, {len(self.aside)} set aside",
             f"instances    {self.card['instances']}",
             f"patches      {rows} ({', '.join(f'{n} {split}' for split, n in counts.items())}),"
             f" {self.card['bytes'] / 1e3 / max(rows, 1):.2f} MB per 1000",
         ]
+        if self.removed:
+            lines.append(f"removed      {self.removed} frames of an earlier run")
         if self.unpaired:
             lines.append(f"unpaired     {self.unpaired}")
         lines += [f"set aside    {key}: {error}" for key, error in list(self.aside.items())[:5]]
@@ -64,10 +72,13 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Prepar
     """Cut a patch data set; raises InputError where nothing can be done at all.
 
     Frames with a fault are set aside in `_ledger/quarantine.csv`. The same input and seed give the same rows whatever
-    the number of workers; the card `card.json` is written last.
+    the number of workers; the card `card.json` is written last. Frames whose image, annotations or predictions have
+    changed since an earlier run on the output are cut again, those that are gone taken out.
     """
     started = time.monotonic()
     config = _absolute(config)
+    if config.predictions is not None:
+        dump.check_output(config.predictions, config.output)
     storage.check_folder(config.images)
     truth = open_ground_truth(config.ground_truth, config.images)
     listing = truth.list_frames()
@@ -75,10 +86,16 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Prepar
     cutter = Cutter(config, truth, reader)
     with stopped_by_signals(), Lease(config.output) as lease, closing(Ledger(config.output)) as ledger:
         ledger.open(_fingerprint(config))
-        items = items[: config.limit]
-        ledger.forget_others({item.truth.key for item in items})
         if config.max_instances is not None:
-            items = _draw(items, cutter, config.max_instances)
+            items = _draw(items[: config.limit], cutter, config.max_instances)
+        listed = {item.truth.key for item in items}
+        ledger.forget_others(listed)
+        # What was cut before is part of the set, also beyond a limit that came later.
+        count = len(items) if config.limit is None else config.limit
+        items = [*items[:count], *(item for item in items[count:] if item.truth.key in ledger.parts)]
+        items = _identified(items, config, truth)
+        changed, removed = _stale(items, listed, ledger)
+        ledger.withdraw(changed, removed)
         size = config.frames_per_block
         # Blocks are made before what is done is left out, so that a repeated block has its old name.
         blocks = [items[i : i + size] for i in range(0, len(items), size)]
@@ -92,11 +109,20 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Prepar
                 ledger.record(receipts)
                 progress.update(receipts)
         ledger.flush()
-        shards = _sweep(config.output, set(ledger.parts.values()))
+        shards = _sweep(config.output, {*ledger.parts.values()})
         card = _card(config, listing.categories, shards)
         storage.put(storage.join(config.output, patch_dataset.CARD), json.dumps(card, indent=1).encode())
-        aside, frames = dict(ledger.aside), progress.frames
-        return Prepared(config.output, frames, len(items) - left, aside, unpaired, card, time.monotonic() - started)
+        return Prepared(
+            output=config.output,
+            frames=progress.frames,
+            changed=len(changed),
+            removed=len(removed),
+            done_before=len(items) - left,
+            aside=dict(ledger.aside),
+            unpaired=unpaired,
+            card=card,
+            wall_s=time.monotonic() - started,
+        )
 
 
 def _items(config: PrepareConfig, refs: Sequence[TruthRef]) -> tuple[list[Item], Reader | None, str]:
@@ -108,8 +134,9 @@ def _items(config: PrepareConfig, refs: Sequence[TruthRef]) -> tuple[list[Item],
     image_list = config.image_list
     if form == "coco" and image_list is None and config.image_pattern is None and config.ground_truth.endswith(".json"):
         image_list = config.ground_truth
-    reader = dump.reader(config.predictions, config.images, form, image_list, config.image_pattern)
-    predicted = {image_key(ref.file_name or ref.frame_id): ref for ref in reader.list_frames()}
+    # Predictions of a category that the ground truth lacks have no target, and are no reason to leave the others out.
+    reader = dump.reader(config.predictions, config.images, form, image_list, config.image_pattern, any_category=True)
+    predicted = by_image(config.predictions, reader.list_frames({}))
     items = [Item(ref, predicted.pop(ref.key), donors) for ref, donors in zip(refs, pasted) if ref.key in predicted]
     if not items:
         raise InputError(f"{config.predictions}: no image in common with {config.ground_truth}")
@@ -123,6 +150,34 @@ def _pasted(config: PrepareConfig, ref: TruthRef, refs: Sequence[TruthRef]) -> t
     return tuple(
         refs[rng.integers(len(refs))] if rng.random() < config.composite else None for _ in range(config.visits)
     )
+
+
+def _identified(items: Sequence[Item], config: PrepareConfig, truth: GroundTruth) -> list[Item]:
+    """The frames with what each is cut from: annotations and images, also of what is laid over it, and predictions."""
+    used = {ref.key: ref for item in items for ref in (item.truth, *item.donors) if ref is not None}
+    versions = image_versions(config.images, (ref.file_name for ref in used.values()))
+    annotated = truth.identities([*used.values()])
+    seen = {key: digest(own, versions.get(ref.file_name, "")) for (key, ref), own in zip(used.items(), annotated)}
+
+    def identity(item: Item) -> str:
+        predicted = item.predicted.identity.partition("@")[0] if item.predicted else ""
+        donors = (seen[ref.key] if ref is not None else "" for ref in item.donors)
+        return digest(seen[item.truth.key], predicted, str(item.chosen and sorted(item.chosen)), *donors)
+
+    return [replace(item, identity=identity(item)) for item in items]
+
+
+def _stale(items: Sequence[Item], listed: Container[str], ledger: Ledger) -> tuple[list[str], list[str]]:
+    """Finished frames that must be cut again, and those that are gone. Frames share shards, which go as a whole."""
+    now = {item.truth.key: item.identity for item in items}
+    before = ledger.identities
+    wrong = {ledger.parts[key] for key in ledger.parts if key not in listed or before[key] != now[key]}
+    stale = [
+        key
+        for key, part in ledger.parts.items()
+        if (part and part in wrong) or key not in listed or before[key] != now[key]
+    ]
+    return [key for key in stale if key in listed], [key for key in stale if key not in listed]
 
 
 def _draw(items: list[Item], cutter: Cutter, count: int) -> list[Item]:
@@ -156,7 +211,7 @@ def _cut_block(items: Sequence[Item], cutter: Cutter) -> list[Receipt]:
     """Cut some frames and write their patches, in shards that the frames' names give their own."""
     rows: dict[str, list[Cut]] = {split: [] for split in patch_dataset.SPLITS}
     receipts, good = [], []
-    name = patch_dataset.shard_name([item.truth.key for item in items])
+    name = patch_dataset.shard_name([(item.truth.key, item.identity) for item in items])
     for item in items:
         started, cut, error = time.perf_counter(), Cut(), ""
         try:
@@ -178,6 +233,7 @@ def _cut_block(items: Sequence[Item], cutter: Cutter) -> list[Receipt]:
                 patches=len(cut.keys),
                 seconds={"extract": time.perf_counter() - started},
                 refined_at=0.0,
+                identity="" if error else item.identity,
             )
         )
     tables = {
@@ -193,14 +249,12 @@ def _cut_block(items: Sequence[Item], cutter: Cutter) -> list[Receipt]:
 
 
 def _sweep(output: str, names: set[str]) -> list[str]:
-    """Delete the shards that no finished frame speaks of, which a killed run left; returns the others."""
-    kept = []
-    for path in storage.find(output, (".parquet",)):
-        if path.split("/")[-1].rsplit("-", 1)[0] in names:
-            kept.append(path)
-        else:
+    """Delete the shards that no finished frame speaks of, left by a killed run or cut anew; returns the others."""
+    shards = {path: name for path in storage.find(output, (".parquet",)) if (name := patch_dataset.name_in(path))}
+    for path, name in shards.items():
+        if name not in names:
             storage.remove(storage.join(output, path))
-    return kept
+    return [path for path, name in shards.items() if name in names]
 
 
 def _card(config: PrepareConfig, categories: dict[int, str], shards: Sequence[str]) -> dict[str, Any]:

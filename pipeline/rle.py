@@ -50,6 +50,14 @@ def encode(mask: np.ndarray, origin: tuple[int, int], width: int, height: int) -
     return _compress(runs if runs[-1] else runs[:-1])
 
 
+def is_empty(counts: str | list[int]) -> bool:
+    """Whether compressed or plain counts are of a mask without pixels, as `encode` and pycocotools write them."""
+    if isinstance(counts, list):
+        return len(counts) < 2
+    # A character that ends a run is below "P", and only the last is one.
+    return all(character >= "P" for character in counts[:-1])
+
+
 def decode(counts: str | list[int], size: Any, width: int, height: int) -> tuple[np.ndarray, tuple[int, int]]:
     """The mask (h, w) bool cut to its bounding box, and the box's (x, y), of compressed or plain COCO counts.
 

@@ -60,10 +60,11 @@ def _run(config: RefineConfig, report: RunLog) -> Summary:
     storage.check_folder(config.images)
     form = dump.input_format(config.predictions, config.format)
     output_form = form if config.output_format == "same" else config.output_format
+    dump.check_replaced(config.output, config.images, output_form, config.restart)
     reader = dump.reader(config.predictions, config.images, form, config.image_list, config.image_pattern)
     if output_form == "cityscapes" != form:
         reader = LabelIdReader(reader)
-    writer = dump.writer(config.output, output_form)
+    writer = dump.writer(config.output, output_form, form)
     cutting = Cutting(config.threshold(form), config.patch_size, config.padding, config.parity)
     weights = storage.read(config.checkpoint)
     settings = fingerprint(config, form, output_form, cutting, hashlib.sha256(weights).hexdigest())

@@ -213,7 +213,7 @@ def extract(
         try:
             image = decode_image(storage.join(images, ref.file_name), limits.memory_bytes)
             height, width = image.shape[:2]
-            instances = _within_memory(reader.read(ref, width, height), ref, image.nbytes, limits)
+            instances = within_memory(reader.read(ref, width, height), ref, image.nbytes, limits)
             work.boxes = place(instances, (width, height), cutting, guard)
             work.in_pieces = work.patches > IN_PIECES
             if not work.in_pieces:
@@ -225,7 +225,8 @@ def extract(
     return work, patches
 
 
-def _within_memory(found: Iterator[Instance], ref: FrameRef, held: int, limits: LimitsConfig) -> list[Instance]:
+def within_memory(found: Iterator[Instance], ref: FrameRef, held: int, limits: LimitsConfig) -> list[Instance]:
+    """A frame's instances, as they are read; InputError where they and `held` bytes of its image go over a limit."""
     instances, largest = [], 0
     for instance in found:
         instances.append(instance)

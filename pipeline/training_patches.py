@@ -38,7 +38,7 @@ class PrepareConfig:
     images: str
     """The folder the images lie in; any fsspec URL."""
     output: str
-    """The folder for the data set; running again with the same output does only what is missing."""
+    """The folder for the data set; running again with the same output does only what is missing or has changed."""
     predictions: str | None = None
     """Coarse masks of a model: a Cityscapes folder, a COCO results json, or Parquet. Without, they are generated."""
     format: Format | Literal["auto"] = "auto"
@@ -111,6 +111,8 @@ class Item:
     """For each visit the image whose object is laid over this one; None where the visit shows the image as it is."""
     chosen: frozenset[str] | None = None
     """The instances to cut; None for all."""
+    identity: str = ""
+    """What its patches are cut from, in a few characters that change with it."""
 
 
 @dataclass(frozen=True)

@@ -75,14 +75,14 @@ class Scene:
                 category["frequency"] = self.frequencies[category["id"]]
         return {"images": images, "annotations": entries, "categories": categories, "info": {}}
 
-    def results(self, boxes: bool = False) -> list[dict[str, Any]]:
+    def results(self) -> list[dict[str, Any]]:
         """The predictions as COCO results."""
         entries = []
         for i, frame in enumerate(self.frames):
             for one in frame.instances:
                 segmentation = _rle(whole(one, frame.height, frame.width))
                 entry = {"image_id": i + 1, "category_id": one.category_id, "score": one.score}
-                entries.append(entry | {"segmentation": segmentation} | ({"bbox": one.bbox} if boxes else {}))
+                entries.append(entry | {"segmentation": segmentation})
         return entries
 
 

@@ -93,7 +93,7 @@ def measure_feed(dump: MadeDump, way: Way, pace: float) -> Feed:
     """
     config = dump.config(f"fed_{way}")
     source = reader(config.predictions, config.images, dump.scenery.form, image_pattern=config.image_pattern)
-    sink = writer(config.output, dump.scenery.form)
+    sink = writer(config.output, dump.scenery.form, dump.scenery.form)
     cutting = Cutting(dump.scenery.nms_threshold)
     stages = Stages(source, sink, str(config.images), cutting, GuardConfig(), LimitsConfig())
     plan = Plan(stages, partial(Paced, pace), source.list_frames())

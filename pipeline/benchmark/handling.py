@@ -84,7 +84,7 @@ def measure_handling(dump: MadeDump, frames: int) -> Handling:
     cv2.setNumThreads(1)
     config = dump.config("handled")
     source = reader(config.predictions, config.images, dump.scenery.form, image_pattern=config.image_pattern)
-    sink = writer(config.output, dump.scenery.form)
+    sink = writer(config.output, dump.scenery.form, dump.scenery.form)
     cutting, guard = Cutting(dump.scenery.nms_threshold), GuardConfig()
     libraries = _coco_libraries(dump) if dump.scenery.form == "coco" else _png_library(dump)
     cpu, moved = defaultdict(list), defaultdict(list)

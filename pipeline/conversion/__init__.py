@@ -14,7 +14,7 @@ import tyro
 
 from pipeline import storage
 from pipeline.conversion import detectron2, mmdetection, torchvision, ultralytics
-from pipeline.conversion.entries import Entry, check_entry
+from pipeline.conversion.entries import Entry, check_entry, is_empty
 from pipeline.conversion.image_list import ImageList, read_image_list
 from pipeline.formats import json_list
 from pipeline.records import InputError
@@ -77,7 +77,7 @@ def convert(config: ConvertConfig) -> Converted:
         for place, entry in _entries(config, listed):
             check_entry(place, entry)
             counts["instances"] += 1
-            counts["empty"] += entry.pop("empty", False)
+            counts["empty"] += is_empty(entry)
             image_id = entry["image_id"]
             if image_ids.setdefault(str(image_id), type(image_id)) is not type(image_id):
                 raise InputError(f"{place}: image_id {image_id!r}, expected numbers or text throughout")

@@ -13,7 +13,7 @@ from pipeline.formats import json_list
 from pipeline.records import InputError
 
 Entry = dict[str, Any]
-"""Keys as in COCO's results; `empty`, which is not written, marks a mask without pixels."""
+"""Keys as in COCO's results."""
 
 
 def results(url: str) -> Iterator[tuple[str, Entry]]:
@@ -23,9 +23,14 @@ def results(url: str) -> Iterator[tuple[str, Entry]]:
 
 
 def of_mask(mask: np.ndarray, origin: tuple[int, int], width: int, height: int) -> Entry:
-    """The `segmentation`, and the mark of an empty one, of a mask (h, w) bool at `origin` (x, y) in its frame."""
-    segmentation = {"size": [height, width], "counts": rle.encode(mask, origin, width, height)}
-    return {"segmentation": segmentation} | ({} if mask.size else {"empty": True})
+    """The `segmentation` of a mask (h, w) bool at `origin` (x, y) in its frame."""
+    return {"segmentation": {"size": [height, width], "counts": rle.encode(mask, origin, width, height)}}
+
+
+def is_empty(entry: Entry) -> bool:
+    """Whether a checked entry has a mask without pixels."""
+    segmentation = entry["segmentation"]
+    return rle.is_empty(segmentation["counts"]) if isinstance(segmentation, dict) else not segmentation
 
 
 def check_entry(place: str, entry: Entry) -> None:

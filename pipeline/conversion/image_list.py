@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline import storage
+from pipeline.formats.coco import image_file_name
 from pipeline.records import InputError
 
 LONGEST_NUMBER = 100
@@ -60,7 +61,7 @@ def read_image_list(url: str) -> ImageList:
     """The images and categories of a COCO json, annotations or not. InputError where it is none."""
     try:
         content = json.loads(storage.read(url))
-        ids = [(stem(image["file_name"]), image["id"]) for image in content["images"]]
+        ids = [(stem(image_file_name(image)), image["id"]) for image in content["images"]]
         categories = [category["id"] for category in content.get("categories") or ()]
     except (ValueError, RecursionError) as error:
         raise InputError(f"{url}: expected json: {error}") from None

@@ -140,6 +140,8 @@ class CityscapesWriter:
     """Writes below the folder `output`; nothing is left to do when all frames are committed."""
 
     output: str
+    keeps_names: bool = True
+    """Instance ids are the PNGs' paths, as CityscapesReader gives them; else they are names of another form."""
     result: ClassVar[str] = ""
 
     def commit(self, frames: Sequence[Frame]) -> str:
@@ -152,7 +154,7 @@ class CityscapesWriter:
         for frame in frames:
             base = base_path(frame)
             folder = posixpath.dirname(base)
-            names = _png_names(frame, posixpath.basename(base))
+            names = self._png_names(frame, posixpath.basename(base))
             lines = []
             for instance, name in zip(frame.instances, names):
                 png = encode_png(instance.mask, instance.origin, frame.width, frame.height)
@@ -163,6 +165,15 @@ class CityscapesWriter:
                 storage.remove(writable(self.output, path))
             storage.put(writable(self.output, base + PRED), "".join(lines).encode())
         return ""
+
+    def _png_names(self, frame: Frame, stem: str) -> list[str]:
+        names = [instance.instance_id for instance in frame.instances]
+        fit = all(name.endswith(".png") and storage.stays_below(name) and not re.search(r"\s", name) for name in names)
+        if self.keeps_names and fit and len({*names}) == len(names):
+            return names
+        # A line is split at white space, so there can be none in a PNG's name.
+        stem = re.sub(r"[\s%]", lambda found: f"%{ord(found[0]):02X}", stem)
+        return [f"{stem}_{number:03d}.png" for number in range(len(names))]
 
     def _listed_pngs(self, base: str) -> set[str]:
         """Paths of the PNGs that the `_pred.txt` of a frame in the output lists."""
@@ -244,13 +255,3 @@ def base_path(frame: Frame | FrameRef) -> str:
     # Only a Cityscapes folder names its frames after their images; its frame ids also know the city's folder.
     same = posixpath.basename(frame.frame_id) == posixpath.basename(image)
     return frame.frame_id if same and storage.stays_below(frame.frame_id) else image
-
-
-def _png_names(frame: Frame, stem: str) -> list[str]:
-    names = [instance.instance_id for instance in frame.instances]
-    fit = all(name.endswith(".png") and storage.stays_below(name) and not re.search(r"\s", name) for name in names)
-    if fit and len({*names}) == len(names):
-        return names
-    # A line is split at white space, so there can be none in a PNG's name.
-    stem = re.sub(r"[\s%]", lambda found: f"%{ord(found[0]):02X}", stem)
-    return [f"{stem}_{number:03d}.png" for number in range(len(names))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import posixpath
 import string
 import sys
 from array import array
@@ -54,6 +55,8 @@ class CocoReader:
     images: str
     image_list: str | None = None
     image_pattern: str | None = None
+    any_category: bool = False
+    """Also categories that the image list does not have."""
 
     def __post_init__(self) -> None:
         if (self.image_list is None) == (self.image_pattern is None):
@@ -86,7 +89,8 @@ class CocoReader:
             elif type(image_id) is not type(image_ids[owner]):
                 raise InputError(f"{self._entry(number)}: image_id {image_id!r}, expected numbers or text throughout")
             category = entry.get("category_id")
-            if categories is not None and type(category) is int and category not in categories:
+            foreign = categories is not None and type(category) is int and category not in categories
+            if foreign and not self.any_category:
                 message = f"unknown category {category}, expected one that {self.image_list} lists"
                 unknown.setdefault(owner, f"{self._entry(number)}: {message}")
             spans.extend((offset, len(data)))
@@ -215,13 +219,23 @@ def _check_pattern(pattern: str) -> None:
         raise InputError(f"image_pattern is {pattern!r}: expected a name such as '{{image_id:012d}}.jpg'")
 
 
+def image_file_name(image: Mapping[str, Any]) -> str:
+    """The path that a COCO json gives an image.
+
+    LVIS names an image by its address alone, which ends in COCO's folder and file name.
+    """
+    if "file_name" in image:
+        return image["file_name"]
+    return posixpath.join(*image["coco_url"].split("/")[-2:])
+
+
 def _read_image_list(url: str) -> tuple[dict[int | str, str], set[int] | None]:
     """The file name of each image id, and the category ids where the file lists them."""
     data = storage.read(url)
     try:
         content = json.loads(data)
         images = content["images"]
-        file_names = {image["id"]: image["file_name"] for image in images}
+        file_names = {image["id"]: image_file_name(image) for image in images}
         categories = {category["id"] for category in content["categories"]} if content.get("categories") else None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{url}: expected json: {error}") from None

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import count
+from itertools import count, takewhile
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -187,17 +186,23 @@ class ParquetWriter:
                 waiting = []
         if waiting or not written:
             written.add(self._write(len(written), waiting))
-        for path in storage.find(self.output, (".parquet",)):
-            if re.fullmatch(r"part-\d{5,}\.parquet", path) and path not in written:
-                storage.remove(storage.join(self.output, path))
+        found = {*storage.find(self.output, (".parquet",))}
+        # Those of a longer dump follow without a gap, and the last goes first, so that a kill leaves none.
+        longer = list(takewhile(found.__contains__, map(_file_name, count(len(written)))))
+        for path in reversed(longer):
+            storage.remove(storage.join(self.output, path))
 
     def _write(self, number: int, rows: Sequence[pa.Table]) -> str:
-        name = f"part-{number:05d}.parquet"
+        name = _file_name(number)
         # One chunk, so that the bytes do not depend on how the frames lay in parts.
         table = pa.concat_tables([FRAME_SCHEMA.empty_table(), *rows]).combine_chunks()
         with storage.open_write(writable(self.output, name)) as file:
             pq.write_table(table, file, row_group_size=FRAMES_PER_GROUP, compression="zstd")
         return name
+
+
+def _file_name(number: int) -> str:
+    return f"part-{number:05d}.parquet"
 
 
 def _numbered(row: pa.Table, positions: Sequence[int]) -> pa.Table:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
@@ -37,9 +36,6 @@ class Rules:
     """Predictions and truths without pixels do not exist; else such a prediction is wrong."""
     boundary_ratio: float | None = None
     """Take the smaller of mask IoU and Boundary IoU, whose region has this share of the diagonal as its width."""
-    size_by: Literal["mask", "box"] = "mask"
-    """The area by which an unmatched prediction is small, medium or large. pycocotools takes the box's wherever the
-    first entry of the results has a `bbox`, else the mask's."""
 
 
 COCO = Rules()
@@ -101,7 +97,7 @@ def match_frame(index: int, truth: TrueFrame, frame: Frame, rules: Rules = COCO)
         crowd = np.array([one.crowd for one in truths], bool)
         size = np.array([one.area for one in truths], float)
         ious = ious_for_matching(truth, predictions, truths, rules.boundary_ratio)
-        pixels = _sizes(predictions, rules)
+        pixels = areas(predictions)
         matched = np.zeros((len(predictions), len(SIZES)), np.uint16)
         ignored = np.zeros_like(matched)
         counts[category] = np.zeros(len(SIZES), np.int64)
@@ -214,9 +210,3 @@ def unpack(bits: np.ndarray, threshold: int) -> np.ndarray:
 
 
 ALL_THRESHOLDS = np.uint16((1 << len(IOU_THRESHOLDS)) - 1)
-
-
-def _sizes(predictions: Sequence[Instance], rules: Rules) -> np.ndarray:
-    if rules.size_by == "box":
-        return np.array([one.mask.size for one in predictions], np.int64)
-    return areas(predictions)

@@ -299,6 +299,28 @@ def test_a_label_file_without_image_is_named(tmp_path, images):
         converted(tmp_path, "ultralytics", tmp_path / "labels", images=images)
 
 
+def test_a_key_of_an_entry_that_is_called_empty_is_passed_on_like_any_other(tmp_path, masks):
+    entries = [coco_entry(masks[0], empty="yes"), coco_entry(masks[1], empty=1)]
+    source = written(tmp_path / "coco_instances_results.json", entries)
+    assert converted(tmp_path, "detectron2", source) == entries
+
+
+def test_empty_masks_of_a_results_json_are_counted(tmp_path, masks):
+    nothing = np.zeros_like(masks[0])
+    plain = coco_entry(nothing) | {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}}
+    source = written(tmp_path / "coco_instances_results.json", [coco_entry(masks[0]), coco_entry(nothing), plain])
+    found = convert(ConvertConfig(input=str(source), library="detectron2", output=str(tmp_path / "out.json")))
+    assert (found.instances, found.empty) == (3, 2)
+
+
+def test_images_of_lvis_that_have_an_address_alone_are_listed(tmp_path, masks):
+    images = [{"id": 139, "coco_url": "http://images.cocodataset.org/val2017/street.jpg"}]
+    listed = written(tmp_path / "lvis.json", {"images": images, "categories": []})
+    source = written(tmp_path / "preds" / "street.json", inferred(masks))
+    found = converted(tmp_path, "mmdetection", source.parent, image_list=str(listed))
+    assert {entry["image_id"] for entry in found} == {139}
+
+
 def test_images_and_labels_that_the_list_does_not_have_are_named(tmp_path, masks, image_list):
     written(tmp_path / "preds" / "other.json", inferred(masks))
     with pytest.raises(InputError, match=r"other\.json: image 'other', expected one that .*images\.json lists"):

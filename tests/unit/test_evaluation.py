@@ -65,6 +65,41 @@ def test_mask_ap_of_both_dumps_is_what_pycocotools_says(truth, refined):
     assert found.overall[REFINED]["boundary AP"] > found.overall[COARSE]["boundary AP"]
 
 
+def test_sizes_are_those_of_masks_whatever_boxes_a_file_gives(truth):
+    plain = predict(truth)
+    boxed = truth.with_name("boxed.json")
+    # Certain and stray, small by its mask and medium by its box, by which pycocotools would sort it.
+    entries = [entry | {"score": 1.2 - entry["score"]} for entry in json.loads(plain.read_text())]
+    plain.write_text(json.dumps(entries))
+    boxed.write_text(json.dumps([entry | {"bbox": [0, 0, 50, 50]} for entry in entries]))
+    found = _evaluate(truth, ground_truth=str(truth), coarse=str(plain), refined=str(boxed))
+    assert _official(truth, plain)[4] > _official(truth, boxed)[4]
+    overall = found.as_json()["overall"]
+    assert overall[COARSE] == overall[REFINED]
+
+
+def test_a_prediction_of_a_category_that_the_ground_truth_lacks_does_not_cost_the_others_of_its_image(truth):
+    coarse = predict(truth)
+    entries = json.loads(coarse.read_text())
+    expected = _evaluate(truth, ground_truth=str(truth), coarse=str(coarse))
+    coarse.write_text(json.dumps([*entries, entries[0] | {"category_id": 1234}]))
+    found = _evaluate(truth, ground_truth=str(truth), coarse=str(coarse))
+    assert found.aside == {}
+    assert found.as_json()["overall"] == expected.as_json()["overall"]
+    assert any("1 predictions" in note and "categor" in note for note in found.notes)
+
+
+def test_a_ground_truth_of_lvis_that_names_images_by_address_alone_lists_those_of_the_predictions(truth):
+    (truth.parent / "images" / "val2017").mkdir()
+    content = json.loads(truth.read_text())
+    expected = _evaluate(truth, ground_truth=str(truth), coarse=str(predict(truth)))
+    for image in content["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/val2017/{image.pop('file_name')}"
+    truth.write_text(json.dumps(content))
+    found = _evaluate(truth, ground_truth=str(truth), coarse=str(predict(truth)))
+    assert found.as_json()["overall"] == expected.as_json()["overall"]
+
+
 def test_it_is_told_how_many_instances_got_better_and_worse(truth, refined):
     found = _evaluate(truth, ground_truth=str(truth), coarse=str(predict(truth)), refined=str(refined))
     assert found.better == 4 / 5

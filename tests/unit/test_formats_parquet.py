@@ -73,10 +73,13 @@ def test_files_have_the_schema_and_a_bounded_number_of_frames(tmp_path, monkeypa
     monkeypatch.setattr(parquet, "FRAMES_PER_GROUP", 2)
     reader = reader_of_rows(tmp_path / "in", [row(str(number), number % 3) for number in range(7)])
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/part-00009.parquet").touch()
+    for number in (3, 4, 9):  # of a longer dump, and of somebody else
+        (tmp_path / f"out/part-0000{number}.parquet").touch()
     convert(reader, ParquetWriter(str(tmp_path / "out")))
-    files = sorted((tmp_path / "out").glob("*.parquet"))
+    *files, other = sorted((tmp_path / "out").glob("*.parquet"))
     assert [file.name for file in files] == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+    assert other.name == "part-00009.parquet"
+    other.unlink()
     assert [pq.read_table(file).num_rows for file in files] == [3, 3, 1]
     for file in files:
         assert pq.read_schema(file).equals(FRAME_SCHEMA)

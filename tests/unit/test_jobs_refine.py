@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -172,6 +173,42 @@ def test_an_output_that_could_replace_the_predictions_is_refused(run, flags, dum
     assert _is_one_line(error, "expected an output folder apart from", dump / INPUTS[form])
     assert tree(tmp_path) == before
     assert not list(tmp_path.rglob("_ledger"))
+
+
+def test_a_cityscapes_output_in_the_folder_of_the_photographs_is_refused(run, flags, dump):
+    status, _, error = run(*flags("cityscapes", output=dump / "images"))
+    assert status == 1
+    assert _is_one_line(error, "expected an output folder apart from the images in")
+    assert not (dump / "images" / "_ledger").exists()
+
+
+@pytest.mark.parametrize("form", ["coco", "parquet"])
+def test_a_final_file_that_no_run_has_written_is_replaced_by_restart_only(run, flags, tmp_path, form):
+    result = tmp_path / "out" / OUTPUTS[form]
+    result.parent.mkdir()
+    result.write_text("of somebody else")
+    status, _, error = run(*flags(form))
+    assert status == 1
+    assert _is_one_line(error, result, "no run on this output has written it")
+    assert result.read_text() == "of somebody else"
+    assert run(*flags(form), "--restart")[0] == 0
+    assert run(*flags(form))[0] == 0
+    assert result.read_bytes() != b"of somebody else"
+
+
+def test_instances_of_two_frames_that_share_their_names_share_no_png(run, flags, dump, tmp_path):
+    table = pq.read_table(dump / "frames.parquet")
+    rows = table.to_pylist()
+    for row in rows:
+        for number, instance in enumerate(row["instances"]):
+            instance["instance_id"] = f"{number}.png"
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), dump / "frames.parquet")
+    assert run(*flags("parquet", output_format="cityscapes"))[0] == 0
+    listed = [
+        line.split()[0] for path in (tmp_path / "out").rglob("*_pred.txt") for line in path.read_text().splitlines()
+    ]
+    assert sum(len(row["instances"]) for row in rows) == len(listed) == len({*listed})
+    assert {path.name for path in (tmp_path / "out").rglob("*.png")} == {*listed}
 
 
 def test_a_run_that_finished_nothing_does_not_hold_its_output(run, flags, dump, tmp_path):

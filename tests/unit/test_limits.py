@@ -47,9 +47,10 @@ def test_a_frame_whose_masks_do_not_fit_is_set_aside_without_reading_the_rest(tm
         def read(self, ref, width, height):
             for number in range(1000):
                 assert number < 5
-                yield Instance(str(number), 0, 1.0, np.ones((50, 50), bool))
+                # As large as it says, but a single pixel in memory.
+                yield Instance(str(number), 0, 1.0, np.broadcast_to(np.ones((1, 1), bool), (10_000, 1000)))
 
-    limits = LimitsConfig(memory_gb=(7500 + 2500 * 16 + 3.5 * 2500) / (1 << 30))
+    limits = LimitsConfig(memory_gb=10_000_000 * (16 + 3.5) / (1 << 30))
     work, patches = extract(
         FrameRef("x", "x.png"), Reader("", ""), str(tmp_path), Cutting(0.3), limits=limits, guard=None
     )
@@ -58,7 +59,7 @@ def test_a_frame_whose_masks_do_not_fit_is_set_aside_without_reading_the_rest(tm
     assert len(patches) == 0
 
 
-@pytest.mark.parametrize("setting", [{"seconds": 0}, {"memory_gb": -1}, {"memory_gb": float("nan")}])
+@pytest.mark.parametrize("setting", [{"seconds": 0}, {"memory_gb": 0.09}, {"memory_gb": float("nan")}])
 def test_a_limit_that_is_none_is_refused(setting):
     with pytest.raises(InputError, match=f"limits.{next(iter(setting))} is"):
         LimitsConfig(**setting)

@@ -14,6 +14,7 @@ from pipeline import preflight, preflight_frames
 from pipeline.flow.session import Placement
 from pipeline.formats.cityscapes import CityscapesReader
 from pipeline.lease import Lease
+from pipeline.limits import LimitsConfig
 from pipeline.preflight import CheckConfig, check, cluster
 from pipeline.records import InputError
 from pipeline.run import run as refine_dump
@@ -215,6 +216,20 @@ def test_a_checkpoint_that_is_not_there_is_found(config):
 @pytest.mark.parametrize("output", ["dump/cityscapes", "dump", "dump/cityscapes/refined"])
 def test_an_output_in_the_predictions_is_found(config, output):
     assert "expected an output folder apart from" in _errors(check(config(output=output)))["output"].message
+
+
+def test_a_final_file_of_somebody_else_in_the_output_is_found(config, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "refined.json").write_text("[]")
+    found = _errors(check(config("coco")))
+    assert "no run on this output has written it" in found["earlier run"].message
+    assert not check(config("coco", restart=True)).failed
+
+
+def test_a_frame_that_would_not_fit_the_memory_is_found(config, dump):
+    cv2.imwrite(str(dump.root / "images" / "frame_000.png"), np.zeros((7000, 7000), np.uint8))
+    found = _errors(check(config("coco", limits=LimitsConfig(memory_gb=0.1))))
+    assert "image of 7000 x 7000 pixels, expected one that fits limits" in found["image files"].findings[0]
 
 
 @pytest.mark.parametrize("probe", [False, True])

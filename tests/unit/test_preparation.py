@@ -5,13 +5,14 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from pycocotools.mask import decode
 
 from pipeline import preparation
 from pipeline.patch_dataset import PATCH_SCHEMA, unpack
 from pipeline.preparation import prepare
 from pipeline.records import InputError
 from pipeline.training_patches import PrepareConfig
-from tests.truths import make_truth, predict, true_mask
+from tests.truths import encode, make_truth, predict, true_mask
 
 
 @pytest.fixture
@@ -154,6 +155,83 @@ def test_an_interrupted_run_is_completed_and_leaves_no_row_twice(truth, tmp_path
     prepared = _prepare(truth, tmp_path / "out", frames_per_block=2)
     assert prepared.done_before == 2
     assert _rows(tmp_path / "out") == _rows(tmp_path / "whole")
+
+
+def test_files_of_others_in_the_output_are_left_alone(truth, tmp_path):
+    others = [tmp_path / "out" / name for name in ("frames.parquet", "train/own.parquet", "older/train/a-000.parquet")]
+    for other in others:
+        other.parent.mkdir(parents=True, exist_ok=True)
+        other.write_text("of somebody else")
+    _prepare(truth, tmp_path / "out")
+    assert [other.read_text() for other in others] == ["of somebody else"] * 3
+
+
+def test_an_output_that_holds_the_predictions_is_refused(truth, tmp_path):
+    with pytest.raises(InputError, match="expected an output folder apart from"):
+        _prepare(truth, truth.parent, predictions=str(predict(truth)))
+
+
+def test_predictions_of_two_images_of_one_name_are_refused(truth, tmp_path):
+    results = predict(truth)
+    images = json.loads(truth.read_text())["images"]
+    listed = tmp_path / "images.json"
+    listed.write_text(json.dumps({"images": [*images, {"id": 99, "file_name": "b/frame0.png"}]}))
+    results.write_text(json.dumps([*(e := json.loads(results.read_text())), e[0] | {"image_id": 99}]))
+    with pytest.raises(InputError, match="two frames are called frame0: 1, 99"):
+        _prepare(truth, tmp_path / "out", predictions=str(results), image_list=str(listed))
+
+
+def test_what_has_changed_is_cut_again_and_what_is_gone_is_taken_out(truth, tmp_path):
+    settings = {"composite": 0.5, "visits": 2, "frames_per_block": 2}
+    assert _prepare(truth, tmp_path / "out", **settings).frames == 4
+    image = truth.parent / "images" / "frame0.png"
+    cv2.imwrite(str(image), cv2.imread(str(image))[::-1])
+    content = json.loads(truth.read_text())
+    content["images"] = content["images"][:3]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] < 4]
+    for annotation in content["annotations"][2:4]:
+        annotation["segmentation"] = encode(np.roll(decode(annotation["segmentation"]), 20, axis=0))
+    truth.write_text(json.dumps(content))
+    again = _prepare(truth, tmp_path / "out", **settings)
+    assert (again.removed, again.frames + again.done_before) == (1, 3)
+    _prepare(truth, tmp_path / "fresh", **settings)
+    assert _rows(tmp_path / "out") == _rows(tmp_path / "fresh")
+    assert again.card["instances"] == len({(row["frame_id"], row["instance_id"]) for row in _rows(tmp_path / "fresh")})
+    assert _prepare(truth, tmp_path / "out", **settings).frames == 0
+
+
+def test_only_frames_that_share_a_shard_with_what_has_changed_are_cut_again(truth, tmp_path):
+    predictions = predict(truth)
+    _prepare(truth, tmp_path / "out", predictions=str(predictions), frames_per_block=2)
+    entries = json.loads(predictions.read_text())
+    entries[0]["segmentation"] = encode(np.roll(decode(entries[0]["segmentation"]), 1, axis=1))
+    predictions.write_text(json.dumps(entries))
+    again = _prepare(truth, tmp_path / "out", predictions=str(predictions), frames_per_block=2)
+    assert (again.frames, again.changed, again.removed, again.done_before) == (2, 2, 0, 2)
+    assert "2 cut now (2 of them again), 2 before" in str(again)
+
+
+def test_a_limit_on_instances_holds_for_the_set_whatever_was_cut_before(truth, tmp_path):
+    settings = {"max_instances": 2}
+    _prepare(truth, tmp_path / "out", limit=2, **settings)
+    _prepare(truth, tmp_path / "out", **settings)
+    _prepare(truth, tmp_path / "fresh", **settings)
+    assert _rows(tmp_path / "out") == _rows(tmp_path / "fresh")
+    assert _prepare(truth, tmp_path / "out", limit=2, **settings).card["instances"] == 2
+
+
+def test_what_was_cut_before_stays_under_a_later_limit(truth, tmp_path):
+    _prepare(truth, tmp_path / "out")
+    limited = _prepare(truth, tmp_path / "out", limit=1)
+    assert (limited.frames, limited.done_before, limited.card["instances"]) == (0, 4, 4)
+
+
+def test_predictions_of_a_category_that_the_ground_truth_lacks_are_left_out_not_their_images(truth, tmp_path):
+    predictions = predict(truth)
+    entries = json.loads(predictions.read_text())
+    predictions.write_text(json.dumps([*entries, entries[0] | {"category_id": 1234}]))
+    prepared = _prepare(truth, tmp_path / "out", predictions=str(predictions))
+    assert (prepared.aside, prepared.card["instances"]) == ({}, 4)
 
 
 def test_other_settings_on_the_same_output_are_refused(truth, tmp_path):

@@ -17,6 +17,7 @@ from typing import Any
 from model.checkpoint import CheckpointError
 from model.fit import FitError
 from pipeline.config import parse
+from pipeline.flow import without_gpus
 from pipeline.progress import LOG_SECONDS
 from pipeline.records import InputError
 from pipeline.redaction import redacted
@@ -118,13 +119,15 @@ class _Desk:
         return lines, self.interrupted, self.fault
 
 
-def _worker(config: TrainConfig, desk: Any, threads: int | None) -> None:
+def _worker(config: TrainConfig, desk: Any, threads: int | None, on_gpus: bool) -> None:
     """One process of Ray Train. What no retry would change is told to the desk, after which a retry ends at once."""
     import ray
     import torch
 
     if ray.get(desk.ended.remote()):
         return
+    if not on_gpus:
+        without_gpus()
     if threads:
         torch.set_num_threads(threads)
     try:
@@ -180,7 +183,7 @@ def _train_on_ray(config: TrainConfig, say: _Console, received: list[int]) -> No
             raise InputError(f"workers is {config.workers}: the cluster has {kind} for {room} only")
         desk = ray.remote(_Desk).options(num_cpus=0).remote()
         trainer = TorchTrainer(
-            partial(_worker, config, desk, threads),
+            partial(_worker, config, desk, threads, on_gpus),
             # Besides tensors on GPUs, processes exchange scores, which live on CPUs.
             torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpus else "gloo"),
             scaling_config=ScalingConfig(

@@ -15,7 +15,7 @@ _INSTALL = {"openvino": "pip install 'bpr-ray[openvino]'", "triton": "it comes w
 
 
 class UnsupportedError(ValueError):
-    """A backend or a precision that cannot be had here; the message says what was expected."""
+    """A backend, precision or batch size that cannot be had here; the message says what was expected."""
 
 
 def resolve_backend(backend: Backend, device_type: str = "cpu") -> Literal["torch", "openvino", "triton"]:

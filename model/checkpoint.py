@@ -66,16 +66,21 @@ def save(
     network: RefinementNetwork, path: str | Path, card: dict[str, Any], dtype: torch.dtype = torch.float16
 ) -> None:
     """Write an unfolded network as safetensors; `card` (data, steps, figures) goes into the file's metadata as json."""
-    state = {
-        key: (value.to(dtype) if value.is_floating_point() else value).contiguous()
-        for key, value in network.state_dict().items()
-    }
+    state = {key: _stored(value, dtype).contiguous() for key, value in network.state_dict().items()}
     # One entry, as the format does not keep their order: the same weights are to be the same bytes.
     metadata = {"card": json.dumps({"config": network.config.name, **card}, sort_keys=True)}
     # Whole or not at all: training may be killed while it saves.
     temporary = Path(f"{path}.tmp")
     temporary.write_bytes(save_safetensors(state, metadata=metadata))
     temporary.replace(path)
+
+
+def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in the type to store it in; as it is where its numbers go beyond that."""
+    if not value.is_floating_point():
+        return value
+    stored = value.to(dtype)
+    return stored if stored.isfinite().all() else value
 
 
 def recognise(state: dict[str, Tensor], path: str) -> NetworkConfig:

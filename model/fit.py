@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from model.gpu import has_bf16
 from model.hrnet import CONFIGS, RefinementNetwork
 from model.preprocess import network_input
 
@@ -79,7 +80,7 @@ class FitConfig:
     ema_decay: float | None = None
     """Decay per step of the weight average that is exported; 0 exports the last weights. Reference 0, adamw 0.995."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the network's arithmetic; weights, loss and updates are fp32. `auto`: bf16 on a GPU, fp32 on a CPU."""
+    """Of the network's arithmetic; weights, loss and updates are fp32. `auto`: bf16 on a GPU that has it, else fp32."""
     sync_batch_norm: bool = True
     """Batch statistics over all processes, where several train on GPUs."""
     seed: int = 0
@@ -91,7 +92,7 @@ class FitConfig:
             if value not in known:
                 raise FitError(f"{name}: '{value}' is none of {', '.join(known)}")
         full = replace(self, **{k: v for k, v in RECIPES[self.recipe].items() if getattr(self, k) is None})
-        for name, least in {"patch_px": 1, **dict.fromkeys(RECIPES[self.recipe], 0), "steps": 1}.items():
+        for name, least in {"patch_px": 1, **dict.fromkeys(RECIPES[self.recipe], 0), "steps": 1, "seed": 0}.items():
             if not getattr(full, name) >= least:
                 raise FitError(f"{name}: expected a number from {least}, got {getattr(full, name)}")
         for name in ("momentum", "ema_decay"):
@@ -177,7 +178,8 @@ class _Trainer:
         self.processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         on_gpu = torch.cuda.is_available()
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and on_gpu)
+        suited = on_gpu and has_bf16(self.device)
+        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and suited)
         torch.manual_seed(config.seed)
         network = deepcopy(start) if start is not None else RefinementNetwork(CONFIGS[config.network])
         network = network.to(self.device, memory_format=torch.channels_last).requires_grad_(True)

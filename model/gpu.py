@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.backend import UnsupportedError
 from model.cpu import fixed_point
 from model.hrnet import RefinementNetwork, output_resize
 from model.parts import Parts
@@ -23,6 +25,11 @@ BATCHES_UNDER_WAY = 2
 
 Logits = Callable[[Tensor], Tensor]
 """Patches (N, P, P, 4) uint8 to the logits (N, 1, S/4, S/4) of a folded network."""
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a CUDA device calculates in bf16, as from compute capability 8.0; torch's own answer counts emulation."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 class LayerByLayer:
@@ -97,13 +104,17 @@ class _Slot:
 
     def read(self) -> None:
         """Give the probabilities to the blocks, once they are there."""
-        if self.done is not None:
-            self.done.synchronize()
+        self.wait()
         result, start = self.host_result.numpy().view(np.uint16), 0
         for block, count in self.targets:
             block.take(result[start : start + count])
             start += count
         self.targets = []
+
+    def wait(self) -> None:
+        """Until the device has done with its memory."""
+        if self.done is not None:
+            self.done.synchronize()
 
 
 class _Block:
@@ -133,9 +144,7 @@ class _Cuda:
         # The graph goes on using what it was captured with.
         self.graph, self.held = torch.cuda.CUDAGraph(), (logits_of, resize)
         self.compute.wait_stream(torch.cuda.current_stream(device))
-        # The same algorithms in every process, so the same bytes; and fp32 means fp32.
-        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-        with exact, torch.cuda.device(device):
+        with _exact(), torch.cuda.device(device):
             with torch.cuda.stream(self.compute):
                 # What libraries do when first called must not be part of a graph.
                 for _ in range(3):
@@ -159,6 +168,25 @@ class _Cuda:
             self.download.wait_event(slot.computed)
             slot.host_result.copy_(slot.result, non_blocking=True)
             slot.done.record()
+
+
+@contextmanager
+def _exact() -> Iterator[None]:
+    """Algorithms that are chosen without trying, so the same in every process, and fp32 that means fp32."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    settings: list[tuple[Any, str, Any]] = [(cudnn, "benchmark", False), (cudnn, "deterministic", True)]
+    if hasattr(cudnn, "conv"):  # torch 2.9: `allow_tf32` raises where the process has used these
+        settings += [(cudnn.conv, "fp32_precision", "ieee"), (matmul, "fp32_precision", "ieee")]
+    else:
+        settings += [(cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
+    before = [getattr(owner, name) for owner, name, _ in settings]
+    try:
+        for owner, name, value in settings:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for (owner, name, _), value in zip(settings, before):
+            setattr(owner, name, value)
 
 
 class _Eager:
@@ -194,41 +222,67 @@ class DeviceQueue:
         begun: deque[_Block] = deque()
         under_way: deque[_Slot] = deque()
         filling: _Slot | None = None
-        for patches in blocks:
-            block, taken = _Block(patches), 0
-            begun.append(block)
-            runner, idle = self._prepared(patches.side)
-            while taken < len(patches):
-                if filling is None:
-                    if len(under_way) == BATCHES_UNDER_WAY:
-                        idle.append(_finished(under_way))
+        idle: list[_Slot] = []
+        try:
+            for patches in blocks:
+                block, taken = _Block(patches), 0
+                begun.append(block)
+                runner, idle = self._prepared(patches.side)
+                while taken < len(patches):
+                    filling = filling or self._slot(idle, patches.side)
+                    taken += filling.fill(patches, taken, block)
+                    if filling.count == self.batch_size:
+                        if len(under_way) == BATCHES_UNDER_WAY:
+                            idle.append(_finished(under_way))
+                        self._start(runner, filling, under_way)
+                        filling = None
                         yield from _known(begun)
-                    filling = idle.pop() if idle else _Slot(self.batch_size, patches.side, self.device)
-                taken += filling.fill(patches, taken, block)
-                if filling.count == self.batch_size:
-                    self._start(runner, filling, under_way)
-                    filling = None
+                yield from _known(begun)
+            if filling is not None:
+                filling.host_patches[filling.count :] = 0
+                self._start(runner, filling, under_way)
+                filling = None
+            while under_way:
+                idle.append(_finished(under_way))
             yield from _known(begun)
-        if filling is not None:
-            filling.host_patches[filling.count :] = 0
-            self._start(runner, filling, under_way)
-        while under_way:
-            idle.append(_finished(under_way))
-        yield from _known(begun)
+        finally:
+            # Left early: what the device still writes to must not be given to anybody else.
+            for slot in (*under_way, *([filling] if filling is not None else ())):
+                slot.wait()
+                slot.targets = []
+                idle.append(slot)
 
     def _start(self, runner: _Cuda | _Eager, slot: _Slot, under_way: deque[_Slot]) -> None:
         runner.start(slot)
         under_way.append(slot)
         self.batches += 1
 
+    def _slot(self, idle: list[_Slot], patch_px: int) -> _Slot:
+        if idle:
+            return idle.pop()
+        with self._memory():
+            return _Slot(self.batch_size, patch_px, self.device)
+
     def _prepared(self, patch_px: int) -> tuple[_Cuda | _Eager, list[_Slot]]:
         """What runs batches of such patches, and slots that nobody uses."""
         if patch_px not in self.ready:
-            slot = _Slot(self.batch_size, patch_px, self.device)
-            resize = output_resize(self.network.config.input_px, patch_px).to(self.device)
-            runner = (_Cuda if self.device.type == "cuda" else _Eager)(self.logits_of, slot, resize)
+            with self._memory():
+                slot = _Slot(self.batch_size, patch_px, self.device)
+                resize = output_resize(self.network.config.input_px, patch_px).to(self.device)
+                runner = (_Cuda if self.device.type == "cuda" else _Eager)(self.logits_of, slot, resize)
             self.ready[patch_px] = runner, [slot]
         return self.ready[patch_px]
+
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
+        """Say in one line that the device has no memory left; a lower batch would give other bytes without a word."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise UnsupportedError(
+                f"batch_size is {self.batch_size}, for which {self.device} has no memory left: expected a lower one,"
+                " or less beside it on the device"
+            ) from None
 
 
 def _known(begun: deque[_Block]) -> Iterator[np.ndarray]:

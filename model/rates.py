@@ -70,10 +70,18 @@ def rates(
     if torch.cuda.is_available():
         ways[f"gpu {REFERENCE}"], least[f"gpu {REFERENCE}"] = _reference(path_or_name, threads, "cuda"), 4
         for backend, precision in product(dict.fromkeys(("torch", resolve_backend("auto", "cuda"))), GPU_PRECISIONS):
-            refiner = Refiner.from_checkpoint(path_or_name, device="cuda", precision=precision, backend=backend)
+            try:
+                refiner = Refiner.from_checkpoint(path_or_name, device="cuda", precision=precision, backend=backend)
+            except UnsupportedError:  # nor this GPU
+                continue
             name = f"gpu {backend} {precision}"
             ways[name], least[name] = refiner.probabilities, 4 * refiner.batch_size
-    counts = {name: _count(way, patches, least[name], seconds) for name, way in ways.items()}
+    counts = {}
+    for name, way in [*ways.items()]:
+        try:
+            counts[name] = _count(way, patches, least[name], seconds)
+        except UnsupportedError:  # a GPU whose memory the other ways take
+            del ways[name]
     walls: dict[str, list[float]] = {name: [] for name in ways}
     cpus: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repetitions):

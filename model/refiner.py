@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from model import checkpoint
-from model.backend import Backend, resolve_backend
+from model.backend import Backend, UnsupportedError, resolve_backend
 from model.cpu import BatchPool, TorchNetwork, computes_in_bf16
-from model.gpu import DeviceQueue, suited_half
+from model.gpu import DeviceQueue, has_bf16, suited_half
 from model.hrnet import RefinementNetwork, fold, pad_channels
 from model.parts import Parts
 
@@ -45,13 +45,13 @@ class Refiner:
     ) -> None:
         """`device` defaults to the GPU where there is one.
 
-        `auto` precision is fp16 on a CUDA device (bf16 for weights whose numbers would come near its range), bf16 on a
-        CPU that computes in it, else fp32. `batch_size` is in patches; the default suits the device. With `flip`,
-        answers to each patch and its mirror image are averaged, at twice the cost. `backend` is the library that runs
-        the network; `auto` is OpenVINO on a CPU where it is installed, Triton beside torch on a CUDA device where it
-        can run, else torch. In fp32 they differ by less than 1e-4 in probability. `threads` are those of a CPU, torch's
-        number by default. The network is folded in place. Raises UnsupportedError for a backend or precision that is
-        not at hand.
+        `auto` precision is fp16 on a CUDA device (bf16, or fp32 where it has no bf16, for weights whose numbers would
+        come near its range), bf16 on a CPU that computes in it, else fp32. `batch_size` is in patches; the default
+        suits the device. With `flip`, answers to each patch and its mirror image are averaged, at twice the cost.
+        `backend` is the library that runs the network; `auto` is OpenVINO on a CPU where it is installed, Triton beside
+        torch on a CUDA device where it can run, else torch. In fp32 they differ by less than 1e-4 in probability.
+        `threads` are those of a CPU, torch's number by default. The network is folded in place. Raises UnsupportedError
+        for a backend or precision that is not at hand.
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         on_cpu = self.device.type == "cpu"
@@ -60,6 +60,8 @@ class Refiner:
         self.flip = flip
         self.network = fold(network).to(self.device, memory_format=torch.channels_last)
         self.precision = self._suited_precision() if precision == "auto" else precision
+        if self.precision == "bf16" and self.device.type == "cuda" and not has_bf16(self.device):
+            raise UnsupportedError("precision is 'bf16', in which this GPU cannot calculate: expected fp16 or fp32")
         self.batch_size = batch_size or self._suited_batch()
         threads = threads or torch.get_num_threads()
         if self.backend == "openvino":
@@ -84,7 +86,8 @@ class Refiner:
 
     def _suited_precision(self) -> Literal["fp32", "bf16", "fp16"]:
         if self.device.type == "cuda":
-            return suited_half(self.network)
+            half = suited_half(self.network)
+            return half if half == "fp16" or has_bf16(self.device) else "fp32"
         if self.device.type != "cpu" or not computes_in_bf16():
             return "fp32"
         if self.backend == "openvino":

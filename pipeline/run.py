@@ -191,9 +191,17 @@ def _blocks_of_receipts(
     load(config.checkpoint, weights)
     plan = flow.Plan(
         flow.Stages(reader, writer, config.images, cutting, config.guard, config.limits),
-        partial(flow.load_refiner, config.checkpoint, config.precision, config.batch_size, *backends_of(config)),
+        partial(
+            flow.load_refiner,
+            config.checkpoint,
+            config.precision,
+            config.batch_size,
+            *backends_of(config),
+            config.device,
+        ),
         sound,
         config.frames_per_block,
+        config.device,
         place,
     )
     if config.local:

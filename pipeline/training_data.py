@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 import cv2
@@ -64,14 +65,13 @@ class Validation:
     def scores(self, network: RefinementNetwork) -> dict[str, Any]:
         """PatchScores.result() over all processes, and the number of patches."""
         device = next(network.parameters()).device
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        folded = fold(deepcopy(network)).to(dtype)
+        folded = fold(deepcopy(network))
         mine = PatchScores()
         for batch in self.batches:
             side = network.config.input_px * batch.shape[1] // self.patch_px
             x = network_input(torch.from_numpy(batch[..., :4]).to(device), side)
             resize = output_resize(side, batch.shape[1]).to(device)
-            refined = (resize @ folded(x.to(dtype)).float() @ resize.T)[:, 0] > 0
+            refined = (resize @ folded(x) @ resize.T)[:, 0] > 0
             mine.add(batch[..., 3], refined.cpu().numpy(), batch[..., 4])
         total = sum(gathered(mine), PatchScores())
         return {"patches": total.patches, **total.result()}
@@ -95,6 +95,8 @@ def load_batches(
     """The batches of steps `first` up to `steps`, loaded ahead by `loaders` processes; None suits the device."""
     if loaders is None:
         loaders = GPU_LOADERS if torch.cuda.is_available() else 0
+    if loaders:
+        _begin_forkserver()
     loader = DataLoader(
         _Steps(make),
         batch_size=None,
@@ -110,6 +112,21 @@ def load_batches(
     except InputError as error:
         # A loading process puts its traceback into the message.
         raise InputError(str(error).strip().splitlines()[-1].split("InputError: ")[-1]) from None
+
+
+def _begin_forkserver() -> None:
+    """Start the process that loaders are forked from, all deaf to SIGTERM.
+
+    Who stops training often tells the whole group of processes; without its loaders the training process could not go
+    on to where it saves. It ends them itself.
+    """
+    # This one first: it lets SIGTERM through again when it is started.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin_loading(_: int) -> None:

@@ -26,7 +26,7 @@ def run_local(plan: Plan) -> Iterator[list[Receipt]]:
     import torch
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus = torch.cuda.is_available()
+    gpus = plan.device != "cpu" and torch.cuda.is_available()
     per_frame = patches_per_frame(plan) if _reaches_children(plan.stages) else UNKNOWN
     blocks = in_blocks(plan, per_frame, patches=patches_per_block(gpus)).frames
     yield from refine_blocks(plan.stages, plan.load_refiner, blocks, helpers_beside(cpus, gpus))

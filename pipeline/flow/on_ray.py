@@ -30,7 +30,16 @@ from pipeline.flow.columns import packed, unpacked, unpickled, work_columns, wor
 from pipeline.flow.local import refine_blocks
 from pipeline.flow.network_thread import NetworkThread
 from pipeline.flow.plan import Plan, Stages
-from pipeline.flow.session import Placement, Pool, alive_nodes, network_pool, placed, ray_session, selected_by
+from pipeline.flow.session import (
+    Placement,
+    Pool,
+    alive_nodes,
+    network_pool,
+    placed,
+    ray_session,
+    selected_by,
+    without_gpus,
+)
 from pipeline.heap import keep_freed_memory
 from pipeline.isolation import close_idle
 from pipeline.records import InputError
@@ -108,7 +117,7 @@ def _spread(plan: Plan, blocks: Blocks, wish: Placement, pool: Pool, context: An
         .map_batches(partial(_extract_batch, stages=plan.stages, attempts=attempts), **whole)
         .map_batches(
             _RefineActor,
-            fn_constructor_args=(plan.stages, plan.load_refiner, pool.threads, attempts),
+            fn_constructor_args=(plan.stages, _loading(plan, pool), attempts),
             batch_size=len(blocks.frames[0]),
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
@@ -132,7 +141,7 @@ def _fused(plan: Plan, blocks: Blocks, wish: Placement, pool: Pool, context: Any
     context.target_max_block_size = 1
     return _read_blocks([[block] for block in blocks.frames]).map_batches(
         _WholeActor,
-        fn_constructor_args=(plan.stages, plan.load_refiner, pool.threads, pool.helpers, _count_attempts()),
+        fn_constructor_args=(plan.stages, _loading(plan, pool), pool.helpers, _count_attempts()),
         batch_size=blocks_at_once(len(blocks.frames), pool),
         compute=ActorPoolStrategy(min_size=1, initial_size=pool.size, max_size=pool.size),
         **pool.resources,
@@ -279,10 +288,10 @@ def _ended_after(seconds: float) -> Iterator[None]:
 
 
 class _RefineActor:
-    def __init__(self, stages: Stages, load: Callable[[], Refiner], threads: int, attempts: Any) -> None:
+    def __init__(self, stages: Stages, load: Callable[[], Refiner], attempts: Any) -> None:
         keep_freed_memory()
         self.stages, self.load, self.attempts = stages, load, attempts
-        self.network = NetworkThread(stages, partial(_loaded, load, threads))
+        self.network = NetworkThread(stages, load)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         works, sealed = unpickled(batch["work"]), batch["sealed"]
@@ -298,9 +307,16 @@ class _RefineActor:
         return pa.table({**work_columns(works, sealed), "probabilities": packed(parts)})
 
 
-def _loaded(load: Callable[[], Refiner], threads: int) -> Refiner:
+def _loading(plan: Plan, pool: Pool) -> Callable[[], Refiner]:
+    """What loads the network in a process of the pool, for what that has reserved."""
+    return partial(_loaded, plan.load_refiner, pool.threads, "num_gpus" in pool.resources)
+
+
+def _loaded(load: Callable[[], Refiner], threads: int, on_gpu: bool) -> Refiner:
     import torch
 
+    if not on_gpu:
+        without_gpus()
     torch.set_num_threads(threads)
     return load()
 
@@ -318,10 +334,10 @@ def _write_batch(batch: pa.Table, stages: Stages, attempts: Any) -> dict[str, np
 
 
 class _WholeActor:
-    def __init__(self, stages: Stages, load: Callable[[], Refiner], threads: int, helpers: int, attempts: Any) -> None:
+    def __init__(self, stages: Stages, load: Callable[[], Refiner], helpers: int, attempts: Any) -> None:
         self.stages, self.load, self.helpers, self.attempts = stages, load, helpers, attempts
         # Loaded in the thread that calls, which is not the one that makes the actor.
-        self.network = lru_cache(partial(_loaded, load, threads))
+        self.network = lru_cache(load)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         blocks = [pickle.loads(block) for block in batch["item"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from model import Refiner
 
 
+Device = Literal["auto", "cpu", "gpu"]
+
+
 @dataclass(frozen=True)
 class Stages:
     """The stages of one run, with everything they need to know."""
@@ -51,12 +54,20 @@ class Stages:
         return extract(ref, self.reader, self.images, self.cutting, self.guard, self.limits)
 
     def refine(self, blocks: Iterable[Block], refiner: Refiner) -> Iterator[Block]:
-        """Of blocks of frames and their patches, the frames and probabilities; frames in pieces are finished here."""
-        for works, probabilities in refine(blocks, refiner, self.cutting.padding):
-            for work in works:
-                if work.in_pieces:
-                    refine_in_pieces(work, refiner, self.images, self.cutting, self.guard, self.limits)
-            yield works, probabilities
+        """Of blocks of frames and their patches, the frames and probabilities; frames in pieces are finished here.
+
+        InputError where the machine cannot run the network so.
+        """
+        from model.backend import UnsupportedError
+
+        try:
+            for works, probabilities in refine(blocks, refiner, self.cutting.padding):
+                for work in works:
+                    if work.in_pieces:
+                        refine_in_pieces(work, refiner, self.images, self.cutting, self.guard, self.limits)
+                yield works, probabilities
+        except UnsupportedError as error:
+            raise InputError(str(error)) from None
 
     def finish(self, works: Sequence[Work], probabilities: Sequence[np.ndarray]) -> list[Receipt]:
         """Reassemble the frames and write them."""
@@ -143,17 +154,24 @@ class Plan:
     refs: list[FrameRef]
     frames_per_block: int | None = None
     """Frames that are refined and committed together; by their patches (`blocks`) where None."""
+    device: Device = "auto"
+    """What `load_refiner` loads the network for."""
     place: dict[str, Any] = field(default_factory=dict)
     """Where it runs, told by what runs it: `placement`, number of `machines`, `pool`, `ray_data_stats`."""
 
 
 @lru_cache(maxsize=1)
 def load_refiner(
-    checkpoint: str, precision: Any, batch_size: int | None, cpu_backend: Any, gpu_backend: Any = "auto"
+    checkpoint: str,
+    precision: Any,
+    batch_size: int | None,
+    cpu_backend: Any,
+    gpu_backend: Any = "auto",
+    device: Device = "auto",
 ) -> Refiner:
     """The network of a checkpoint, in the process that will run it, by the backend for what that has.
 
-    InputError where this machine cannot calculate in the precision.
+    InputError where this machine cannot calculate in the precision, or has not the device.
     """
     import torch
 
@@ -161,9 +179,14 @@ def load_refiner(
     from model.backend import UnsupportedError
     from model.checkpoint import load
 
-    backend = gpu_backend if torch.cuda.is_available() else cpu_backend
+    there = torch.cuda.is_available()
+    if device == "gpu" and not there:
+        raise InputError("device is gpu: torch finds none on this machine, expected one, or device cpu")
+    on, backend = ("cuda", gpu_backend) if there and device != "cpu" else ("cpu", cpu_backend)
     network = load(checkpoint, storage.read(checkpoint))
     try:
-        return Refiner(network, precision=precision, batch_size=batch_size, backend=backend)
+        return Refiner(network, on, precision=precision, batch_size=batch_size, backend=backend)
+    except torch.OutOfMemoryError:
+        raise InputError(f"{on} has no memory left for the network of {checkpoint}") from None
     except UnsupportedError as error:
         raise InputError(str(error)) from None

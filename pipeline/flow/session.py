@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipeline.flow.local import helpers_beside
+from pipeline.flow.plan import Device
 from pipeline.records import InputError
 
 INSIST_SECONDS = 30.0
@@ -31,7 +32,7 @@ class Placement:
     """Reading and writing as tasks anywhere, or in helper processes beside the network."""
     workers: int | None = None
     gpus_per_worker: float = 1.0
-    device: Literal["auto", "cpu", "gpu"] = "auto"
+    device: Device = "auto"
     refine_label: str | None = None
     extract_label: str | None = None
 
@@ -85,6 +86,11 @@ def network_pool(nodes: Sequence[Mapping[str, float]], wish: Placement) -> Pool:
     reserved = share - max(1, share // 4)
     # Not a whole number: Ray Data would run cutting inside the network's process if both reserved the same.
     return Pool(size, {"num_cpus": reserved - 0.01 if reserved else 0}, share, helpers_beside(share, gpus=False))
+
+
+def without_gpus() -> None:
+    """Hide the GPUs of the machine from this process, which has not reserved one: Ray leaves them visible to it."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def placed(nodes: Sequence[Mapping[str, float]], pool: Pool, wish: Placement) -> Literal["spread", "fused"]:

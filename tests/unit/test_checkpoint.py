@@ -46,6 +46,15 @@ def test_safetensors_keep_weights_to_half_precision_and_the_card(tmp_path, state
     assert b'\\"steps\\": 7' in path.read_bytes()[:2000]
 
 
+def test_a_number_beyond_half_precision_is_kept_in_full(tmp_path):
+    network, path = seeded_network(), tmp_path / "w.safetensors"
+    network.backbone.bn1.running_var[0] = 7e4
+    checkpoint.save(network, path, {})
+    loaded = checkpoint.load(str(path)).backbone
+    assert loaded.bn1.running_var[0] == 7e4
+    assert torch.equal(loaded.bn2.running_var, network.backbone.bn2.running_var.half().float())
+
+
 def _saved(tmp_path, state, change):
     state = dict(state)
     change(state)

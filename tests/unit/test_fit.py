@@ -179,6 +179,7 @@ def _background(first):
         ),
         (_config(network="unet"), _batches, "^network: 'unet' is none of hrnet18s_128, hrnet48_256$"),
         (_config(steps=0), _batches, "^steps: expected a number from 1, got 0$"),
+        (_config(seed=-1), _batches, "^seed: expected a number from 0, got -1$"),
         (_config(ema_decay=1), _batches, "^ema_decay: expected a number below 1, got 1$"),
     ],
 )

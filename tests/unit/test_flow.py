@@ -1,16 +1,18 @@
 import json
+import os
 import signal
 import time
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from model.backend import UnsupportedError
 from model.checkpoint import CheckpointError
 from pipeline import flow
 from pipeline.config import RefineConfig
-from pipeline.flow import session
+from pipeline.flow import Plan, Stages, load_refiner, on_ray, session
 from pipeline.flow.on_ray import blocks_at_once
 from pipeline.flow.session import Placement, Pool, network_pool, placed, selected_by
 from pipeline.formats.cityscapes import CityscapesReader
@@ -18,8 +20,9 @@ from pipeline.guard import GuardConfig
 from pipeline.limits import LimitsConfig
 from pipeline.records import InputError
 from pipeline.run import run as refine_dump
-from pipeline.stages import Cutting
+from pipeline.stages import Cutting, Work
 from tests.dumps import make_dump, tree
+from tests.poison import Blur
 
 
 def _run(config: RefineConfig):
@@ -323,3 +326,29 @@ def test_a_frame_at_fault_leaves_the_others_of_its_block_as_they_are_and_in_orde
         work.open()
         assert np.array_equal(part, expected)
         assert work.patches == alone.patches == len(expected)
+
+
+def test_a_process_that_has_reserved_no_gpu_sees_none(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    plan = Plan(None, lambda: os.environ["CUDA_VISIBLE_DEVICES"], [])
+    threads = torch.get_num_threads()
+    assert on_ray._loading(plan, Pool(1, {"num_gpus": 1, "num_cpus": 0}, threads, 1))() == "0,1"
+    assert on_ray._loading(plan, Pool(1, {"num_cpus": 0.99}, threads, 1))() == ""
+
+
+def test_the_network_is_loaded_for_the_device_that_was_asked_for(monkeypatch, checkpoint_path):
+    with pytest.raises(InputError, match="device is gpu: torch finds none on this machine"):
+        load_refiner(str(checkpoint_path), "fp32", 2, "torch", "auto", "gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert load_refiner(str(checkpoint_path), "fp32", 2, "torch", "auto", "cpu").device.type == "cpu"
+
+
+def test_what_the_network_cannot_do_is_an_error_of_the_run_not_a_traceback():
+    class Full(Blur):
+        def each(self, blocks):
+            raise UnsupportedError("batch_size is 2, for which cuda has no memory left")
+            yield
+
+    stages = Stages(None, None, "", Cutting(0.25), GuardConfig(), LimitsConfig())
+    with pytest.raises(InputError, match="batch_size is 2, for which cuda has no memory left"):
+        list(stages.refine([([Work("a")], [np.zeros((1, 64, 64, 4), np.uint8)])], Full()))

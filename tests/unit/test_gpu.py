@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from model import Refiner
+from model import Refiner, gpu
+from model.backend import UnsupportedError
 from model.gpu import DeviceQueue, suited_half
 from model.hrnet import fold, pad_channels
 from model.parts import Parts
@@ -63,6 +64,69 @@ def test_a_block_is_given_out_once_it_is_known_and_a_call_may_come_in_between_al
     whole = one(queue, patches)
     assert np.array_equal(np.concatenate([first, second]), whole)
     assert np.array_equal(between, whole[3:5])
+
+
+def test_one_batch_is_filled_while_two_are_under_way():
+    queue = DeviceQueue(fold(seeded_network()), batch_size=1)
+    under_way = []
+
+    class Watched(gpu._Slot):
+        def fill(self, *arguments):
+            under_way.append(len(made) - 1 - len(queue.ready[64][1]))
+            return super().fill(*arguments)
+
+    made = [queue._prepared(64)[1][0]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "_Slot", lambda *of: made.append(Watched(*of)) or made[-1])
+        one(queue, random_patches(6))
+    assert len(made) == 3
+    assert under_way == [1, 2, 2, 2]
+
+
+def test_a_caller_that_leaves_early_gives_the_memory_of_its_batches_back():
+    queue, patches = DeviceQueue(fold(seeded_network()), batch_size=2), random_patches(9)
+    expected = one(queue, patches)
+    slots = {*map(id, queue.ready[64][1])}
+    found = queue.each(Parts(patches[start : start + 3]) for start in (0, 3, 6))
+    next(found)
+    found.close()
+    assert {*map(id, queue.ready[64][1])} == slots
+    assert not any(slot.targets for slot in queue.ready[64][1])
+    assert np.array_equal(one(queue, patches), expected)
+
+
+def test_a_device_without_memory_is_one_line(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ...")
+
+    monkeypatch.setattr(gpu, "_Slot", full)
+    with pytest.raises(UnsupportedError, match=r"batch_size is 2, for which cpu has no memory left: expected a lower"):
+        one(DeviceQueue(fold(seeded_network()), batch_size=2), random_patches(1))
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch before 2.9")
+def test_fp32_means_fp32_whatever_the_process_has_set_and_its_settings_come_back():
+    convolution, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"
+        of_convolution = convolution.fp32_precision
+        with gpu._exact():
+            assert (convolution.fp32_precision, matmul.fp32_precision) == ("ieee", "ieee")
+            assert torch.backends.cudnn.deterministic
+        assert (convolution.fp32_precision, matmul.fp32_precision) == (of_convolution, "tf32")
+        assert not torch.backends.cudnn.deterministic
+    finally:
+        matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize(("capability", "precision"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_weights_that_fp16_does_not_hold_get_bf16_where_the_gpu_has_it(monkeypatch, capability, precision):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr("model.refiner.suited_half", lambda _: "bf16")
+    refiner = object.__new__(Refiner)
+    refiner.device, refiner.network = torch.device("cuda"), None
+    assert refiner._suited_precision() == precision
 
 
 def test_certain_probabilities_survive_the_way_through_signed_integers():

@@ -1,6 +1,7 @@
 """Training runs on a tiny data set: what they leave in their folder, and how they go on after any end."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -116,6 +117,32 @@ def test_a_run_told_to_stop_saves_first_and_goes_on_exactly(data, tmp_path, undi
     run(config)
     for name in ("log.jsonl", "weights.safetensors", "weights.json"):
         assert (tmp_path / name).read_bytes() == Path(undisturbed, name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_group_of_processes_leaves_the_loaders_at_work_until_it_is_saved(data, tmp_path):
+    # A read that takes its time, so that the signal comes while training waits for a batch.
+    slow = "import time; from pipeline.patch_dataset import PatchBatches as P; g = P.__getitem__\n"
+    slow += "P.__getitem__ = lambda *a: (time.sleep(0.5), g(*a))[1]\n"
+    (tmp_path / "sitecustomize.py").write_text(slow)
+    output = tmp_path / "output"
+    flags = ["--data", data, "--output", str(output), *SMALL, "--fit.steps=200", "--loader-workers=1"]
+    path = os.pathsep.join((str(tmp_path), str(Path(job.__file__).parents[1])))
+    process = subprocess.Popen(
+        [sys.executable, job.__file__, *flags],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (output / "log.jsonl").exists() and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (128 + signal.SIGTERM, "")
+    assert "the same command goes on from there" in out
+    assert (output / "last.pt").exists()
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def table(found: Sequence[Point]) -> str:
 
 
 WIDTH, HEIGHT = 720, 420
-LEFT, TOP, RIGHT, BOTTOM = 64, 16, WIDTH - 24, 370
+LEFT, TOP, RIGHT, BOTTOM = 84, 16, WIDTH - 24, 370
 """The plot's frame in the picture, in pixels."""
 
 SHOWN = 0.5
@@ -106,7 +106,8 @@ SHOWN = 0.5
 flatten it."""
 
 STYLE = (
-    "text{font:12px sans-serif;fill:#555}.grid{stroke:#8884;fill:none}.bar{stroke:#8888;fill:none}"
+    "text{font:12px sans-serif;fill:#555}.label{stroke:#fff;stroke-width:3px;paint-order:stroke}"
+    ".grid{stroke:#8884;fill:none}.bar{stroke:#8888;fill:none}"
     ".front{stroke:#2a78d6;fill:none;stroke-width:1.5}circle{fill:#999}circle.on{fill:#2a78d6}.on{font-weight:bold}"
 )
 
@@ -140,15 +141,24 @@ def plot(found: Sequence[Point], baseline: str) -> str:
     parts.append(
         _text((LEFT + RIGHT) / 2, HEIGHT - 8, "cost: full passes of a patch through the network, per mask", "middle")
     )
+    middle = (TOP + BOTTOM) / 2
+    name = f"gain in {MEASURES[FRONT_MEASURE]}, as a share of that of {baseline}"
+    parts.append(_text(18, middle, name, "middle", f' transform="rotate(-90 18 {middle:g})"'))
     front = sorted((point.cost, point.gain[FRONT_MEASURE] / base) for point in shown if point.front)
     parts.append(f'<polyline class="front" points="{" ".join(f"{x(cost)},{y(share)}" for cost, share in front)}"/>')
     places = [(x(point.cost), y(point.gain[FRONT_MEASURE] / base)) for point in shown]
     taken = [(at[0] - 5, at[1] - 5, at[0] + 5, at[1] + 5) for at in places]
-    for point, bar, at in zip(shown, bars, places):
+    lines = [(at[0] - 1, y(bar[1]), at[0] + 1, y(bar[0])) for bar, at in zip(bars, places)]
+    parts += [f'<path class="bar" d="M{at[0]} {y(bar[0])}V{y(bar[1])}"/>' for bar, at in zip(bars, places)]
+    for point, at in zip(shown, places):
         on = ' class="on"' * point.front
-        parts.append(f'<path class="bar" d="M{at[0]} {y(bar[0])}V{y(bar[1])}"/>')
         parts.append(f'<circle cx="{at[0]}" cy="{at[1]}" r="4"{on}/>')
-        parts.append(_text(*_place(at, 6.5 * len(point.setting), taken), point.setting, "start", on))
+        kind = ' class="label on"' if point.front else ' class="label"'
+        left, base, anchor = _place(at, 7.2 * len(point.setting), taken, lines)
+        if abs(base - 4 - at[1]) > 13:
+            # Too far off to be told whose it is.
+            parts.append(f'<path class="bar" d="M{at[0]} {at[1]}L{left} {base - 4}"/>')
+        parts.append(_text(left, base, point.setting, anchor, kind))
     title = f"Gain in Boundary IoU over cost; 100 % is that of {baseline}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
@@ -162,18 +172,28 @@ def _text(x: float, y: float, text: str, anchor: str, attributes: str = "") -> s
     return f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}"{attributes}>{escape(text)}</text>'
 
 
+Rectangle = tuple[float, float, float, float]
+"""Left, top, right, bottom, in pixels of the picture."""
+
+
 def _place(
-    point: tuple[float, float], width: float, taken: list[tuple[float, float, float, float]]
-) -> tuple[float, float]:
-    """Where a label beside a point starts, clear of earlier labels where there is such a place; notes it as taken."""
-    sides = [(7.0, 4.0 + 13 * step) for step in (0, 1, -1)] + [(-7 - width, 4.0 + 13 * step) for step in (0, 1, -1)]
-    boxes = [(point[0] + dx, point[1] + dy - 10, point[0] + dx + width, point[1] + dy + 3) for dx, dy in sides]
-    inside = [box for box in boxes if box[0] >= LEFT and box[2] <= WIDTH]
-    free = [
-        box
-        for box in inside
-        if not any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken)
-    ]
-    chosen = (free or inside or boxes)[0]
-    taken.append(chosen)
-    return chosen[0], chosen[1] + 10
+    point: tuple[float, float], width: float, taken: list[Rectangle], lines: Sequence[Rectangle]
+) -> tuple[float, float, str]:
+    """Where a label near a point is anchored, and by which end; it notes the place as taken.
+
+    It is clear of points and earlier labels where that can be, close to its point, and then crossed by few lines.
+    """
+    x, y = point
+    sides = [(left, 13 * step) for step in (0, 1, -1, 2, -2) for left in (False, True)]
+    starts = [(x - 8 - width if left else x + 8, y + down) for left, down in sides]
+    boxes = [(start, base - 6, start + width, base + 7) for start, base in starts]
+    inside = [i for i, box in enumerate(boxes) if box[0] >= LEFT and box[2] <= RIGHT and box[1] >= TOP]
+    free = [i for i in inside if not _hits(boxes[i], taken)] or inside or [0]
+    chosen = min(free, key=lambda i: 2 * _hits(boxes[i], lines) + abs(sides[i][1]) / 13)
+    taken.append(boxes[chosen])
+    left, down = sides[chosen]
+    return x - 8 if left else x + 8, y + down + 4, "end" if left else "start"
+
+
+def _hits(box: Rectangle, others: Sequence[Rectangle]) -> int:
+    return sum(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in others)

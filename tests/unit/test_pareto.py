@@ -1,6 +1,7 @@
 import json
 import sys
 from dataclasses import replace
+from itertools import combinations
 from xml.etree import ElementTree
 
 import cv2
@@ -237,6 +238,34 @@ def test_table_and_plot_name_every_setting_and_leave_hopeless_ones_out_of_the_pl
     ]
     assert {"a < b", "c"} < set(texts)
     assert "poor" not in texts
+
+
+def test_labels_of_the_plot_cover_neither_points_nor_one_another():
+    near = [
+        ("first", 10, 0.1),
+        ("second", 10.2, 0.101),
+        ("third", 10.4, 0.1),
+        ("fourth", 10.6, 0.1005),
+        ("far", 30, 0.2),
+    ]
+    root = ElementTree.fromstring(plot(points([_trial(*one) for one in near], {}, "first"), "first"))
+    space = "{http://www.w3.org/2000/svg}"
+    labels = [one for one in root.iter(f"{space}text") if one.get("class", "").startswith("label")]
+    boxes = []
+    for one in labels:
+        x, y, width = float(one.get("x")), float(one.get("y")), 6.5 * len(one.text)
+        left = x - width if one.get("text-anchor") == "end" else x
+        boxes.append((left, y - 10, left + width, y + 3))
+    boxes += [
+        (float(one.get("cx")) - 4, float(one.get("cy")) - 4, float(one.get("cx")) + 4, float(one.get("cy")) + 4)
+        for one in root.iter(f"{space}circle")
+    ]
+    assert len(boxes) == 10
+    assert not [
+        (a, b)
+        for a, b in combinations(boxes, 2)
+        if a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] and {a, b} & {*boxes[:5]}
+    ]
 
 
 def test_there_is_no_plot_beside_a_baseline_that_gains_nothing():

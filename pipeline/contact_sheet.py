@@ -14,6 +14,8 @@ CELL_PX = 128
 """Side of each of the three views of a patch."""
 COARSE_COLOUR, TARGET_COLOUR = (60, 60, 255), (80, 220, 60)
 """BGR."""
+GAP_PX = 4
+"""White between the views of a patch; patches lie twice as far apart."""
 
 
 def contact_sheet(data: str, output: str, split: str, count: int, seed: int) -> None:
@@ -36,7 +38,14 @@ def _views(patch: np.ndarray) -> np.ndarray:
         mask = cv2.resize(
             np.ascontiguousarray(patch[..., channel]), (CELL_PX, CELL_PX), interpolation=cv2.INTER_NEAREST
         )
-        view = image.copy()
-        cv2.drawContours(view, cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0], -1, colour, 1)
-        views.append(view)
-    return np.pad(np.hstack(views), ((0, 4), (0, 8), (0, 0)), constant_values=255)
+        views.append(_outlined(image, mask, colour))
+    spaced = [np.pad(view, ((0, GAP_PX), (0, GAP_PX), (0, 0)), constant_values=255) for view in views]
+    return np.pad(np.hstack(spaced), ((0, GAP_PX), (0, GAP_PX), (0, 0)), constant_values=255)
+
+
+def _outlined(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """The image (h, w, 3) with the mask's contour; none along the border, beyond which a mask is taken to go on."""
+    padded = np.pad(mask, 1, mode="edge")
+    view = np.pad(image, ((1, 1), (1, 1), (0, 0)))
+    cv2.drawContours(view, cv2.findContours(padded, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0], -1, colour, 1)
+    return np.ascontiguousarray(view[1:-1, 1:-1])

@@ -38,11 +38,18 @@ class CostModel:
                 f" {'with the' if self.measured else 'ASSUMING'} {self.gpu_patches_per_s:,.0f} patches/s"
                 f" {'measured on this GPU' if self.measured else 'on a GPU'}:",
                 f"  {self.frames_per_gpu_hour:,.0f} frames per GPU hour,"
-                f" {frames / self.frames_per_gpu_hour:,.1f} GPU hours in all;"
+                f" {_hours(frames / self.frames_per_gpu_hour, 'GPU ')} in all;"
                 f" {self.cores_per_gpu:.1f} CPU cores keep one GPU busy",
                 *(
-                    f"  {gpus:>3} GPUs, {gpus * self.cores_per_gpu:5.0f} cores: {self.hours(frames, gpus):6.1f} h"
+                    f"  {gpus:>3} GPUs, {gpus * self.cores_per_gpu:5.0f} cores: {_hours(self.hours(frames, gpus)):>14}"
                     for gpus in (1, 4, 16, 64)
                 ),
             ]
         )
+
+
+def _hours(hours: float, of: str = "") -> str:
+    """A time as text, in minutes below one hour."""
+    if hours >= 1:
+        return f"{hours:,.1f} {of}hours"
+    return f"{60 * hours:.{0 if 60 * hours >= 10 else 1}f} {of}minutes"

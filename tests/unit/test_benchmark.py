@@ -98,6 +98,17 @@ def test_the_cost_model_follows_from_patches_per_frame_and_the_assumed_rate_of_a
     assert "with the 3,000 patches/s measured" in replace(cost, measured=True).text()
 
 
+def test_the_cost_is_told_in_minutes_below_one_hour():
+    lines = CostModel(patches_per_frame=150, handling_cpu_ms=100, gpu_patches_per_s=3000, measured=False).text(144_000)
+    assert "2.0 GPU hours in all" in lines
+    assert [line.split(": ")[1].strip() for line in lines.splitlines()[2:]] == [
+        "2.0 hours",
+        "30 minutes",
+        "7.5 minutes",
+        "1.9 minutes",
+    ]
+
+
 def test_the_chart_is_well_formed_and_shows_every_figure_beside_its_floor():
     results = Results(handling=_handling(1), jobs=[_job(0.9, "local"), _job(0.8)])
     root = ET.fromstring(svg(results.charts()))

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from skimage import data
 
 from pipeline import storage
 from pipeline.formats.cityscapes import CityscapesReader
 from pipeline.progress import Summary
-from pipeline.records import cut_to_box
+from pipeline.records import InputError, cut_to_box
 from pipeline.report import ReportFrame, ReportInstance
 
 IMAGES, COARSE, REFINED = "images", "coarse", "refined"
@@ -164,7 +163,16 @@ PHOTOGRAPHS = (
 
 
 def photograph(name: str) -> np.ndarray:
-    """The photograph of that name as (H, W, 3) uint8 RGB, from scikit-image's wheel: nothing is downloaded."""
+    """The photograph of that name as (H, W, 3) uint8 RGB, from scikit-image's wheel: nothing is downloaded.
+
+    InputError where scikit-image is not installed: it is an extra, and only these photographs are taken from it.
+    """
+    try:
+        from skimage import data
+    except ImportError:
+        raise InputError(
+            "scikit-image is not installed, whose photographs these are: pip install -c constraints.txt -e '.[report]'"
+        ) from None
     image = getattr(data, name)()
     return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
 

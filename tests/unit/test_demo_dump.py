@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ pytest.importorskip("skimage", reason="the demo's photographs come with scikit-i
 from pipeline import demo_dump
 from pipeline.demo_dump import PHOTOGRAPHS, Photograph
 from pipeline.formats.cityscapes import LABEL_IDS, CityscapesReader
+from pipeline.records import InputError
 
 by_photograph = pytest.mark.parametrize("photo", PHOTOGRAPHS, ids=lambda photo: photo.name)
 
@@ -35,6 +37,12 @@ def test_photographs_come_from_the_wheel_not_the_network(photo: Photograph, monk
     assert image.ndim == 3
     assert image.shape[2] == 3
     assert min(image.shape[:2]) > 64
+
+
+def test_without_scikit_image_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "skimage", None)
+    with pytest.raises(InputError, match=r"scikit-image is not installed.*\.\[report\]"):
+        demo_dump.photograph("astronaut")
 
 
 @by_photograph

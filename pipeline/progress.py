@@ -79,7 +79,7 @@ class Summary:
 
 
 class Progress:
-    """Counts receipts and prints `refine 152/552  12.0 frames/s  quarantined 1  eta 33s`, `refine` being the verb."""
+    """Counts receipts and prints `refine 152/552  12.0 frames/s  set aside 1  eta 33s`, `refine` being the verb."""
 
     def __init__(
         self,
@@ -130,9 +130,7 @@ class Progress:
             numbers: dict[str, Any] = {"frames": count, "of": self.total, "set_aside": self.quarantined}
             self.event("progress", **numbers, frames_per_s=round(rate, 3), eta_s=round(eta_s, 1))
             return
-        line = (
-            f"{self.verb} {count}/{self.total}  {rate:.1f} frames/s  quarantined {self.quarantined}  eta {eta_s:.0f}s"
-        )
+        line = f"{self.verb} {count}/{self.total}  {rate:.1f} frames/s  set aside {self.quarantined}  eta {eta_s:.0f}s"
         if self.live:
             print(f"\r{line}\033[K", end="\n" if finished else "", file=sys.stderr, flush=True)
         else:

@@ -24,10 +24,10 @@ def test_the_line_has_rate_eta_and_frames_set_aside(monkeypatch):
     shown.live = False
     shown.update([_receipt("a", refined_at=20.0), _receipt("b", error="broken", refined_at=20.0)])
     shown.update([_receipt("c"), _receipt("d")])
-    assert lines[0] == "refine 2/6  0.1 frames/s  quarantined 1  eta 60s"
-    assert lines[1] == "refine 4/6  0.1 frames/s  quarantined 1  eta 21s"
+    assert lines[0] == "refine 2/6  0.1 frames/s  set aside 1  eta 60s"
+    assert lines[1] == "refine 4/6  0.1 frames/s  set aside 1  eta 21s"
     shown.update([_receipt("e"), _receipt("f")])
-    assert lines[2] == "refine 6/6  0.2 frames/s  quarantined 1  eta 0s"
+    assert lines[2] == "refine 6/6  0.2 frames/s  set aside 1  eta 0s"
 
 
 def test_the_summary_counts_frames_instances_patches_and_seconds_per_stage(monkeypatch):

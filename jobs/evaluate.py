@@ -23,10 +23,11 @@ def main() -> int:
         found = results(outcome)
         print(text(found))
         if config.output:
-            storage.put(f"{config.output}/evaluation.json", json.dumps(found.as_json(), indent=1).encode())
-            storage.put(f"{config.output}/evaluation.txt", (text(found) + "\n").encode())
-            write_page(f"{config.output}/report.html", report(config, outcome, found))
-            print(f"report       {config.output}/report.html")
+            output = config.output.rstrip("/")
+            storage.put(f"{output}/evaluation.json", json.dumps(found.as_json(), indent=1).encode())
+            storage.put(f"{output}/evaluation.txt", (text(found) + "\n").encode())
+            write_page(f"{output}/report.html", report(config, outcome, found))
+            print(f"report       {output}/report.html")
     except (InputError, OSError) as error:
         print(redacted(f"error: {error}"), file=sys.stderr)
         return 1

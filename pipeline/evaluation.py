@@ -20,10 +20,11 @@ from pipeline.config import Format
 from pipeline.flow import map_blocks
 from pipeline.formats import Reader
 from pipeline.ground_truth import GroundTruth, Listing, TrueFrame, TruthRef, by_image, open_ground_truth
+from pipeline.guard import REASONS
 from pipeline.metrics import cityscapes_ap, matching
 from pipeline.metrics.boundary import CITYSCAPES_RATIO, COCO_RATIO
 from pipeline.metrics.boundary_f import TOLERANCE_SHARE, boundary_f_frame
-from pipeline.metrics.changes import changes
+from pipeline.metrics.changes import changed_pixels, changes
 from pipeline.metrics.matching import COCO, LVIS, Rules
 from pipeline.metrics.oracle import DISTANCES_PX, oracle
 from pipeline.metrics.overlap import areas, iou_matrix
@@ -125,6 +126,10 @@ class Tally:
     """By gallery, the highest first."""
     aside: dict[str, str] = field(default_factory=dict)
     """Key -> why an image could not be measured; it counts in neither dump."""
+    compared: int = 0
+    """Instances of the two dumps that were compared."""
+    judged: int = 0
+    """Those among them whose refined form carries the guard's verdict, which some forms have no room for."""
     frames: int = 0
 
     @classmethod
@@ -133,7 +138,11 @@ class Tally:
         parts = list(tallies)
         keys = dict.fromkeys(key for part in parts for key in part.records)
         galleries = dict.fromkeys(name for part in parts for name in part.notable)
-        total = cls(frames=sum(part.frames for part in parts))
+        total = cls(
+            frames=sum(part.frames for part in parts),
+            compared=sum(part.compared for part in parts),
+            judged=sum(part.judged for part in parts),
+        )
         for key in keys:
             found = [part.records[key] for part in parts if key in part.records]
             total.records[key] = type(found[0]).merge(found)
@@ -183,6 +192,8 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Outc
     started = time.monotonic()
     config = _absolute(config)
     storage.check_folder(config.images)
+    if config.output and storage.exists(config.output) and not storage.is_dir(config.output):
+        raise InputError(f"{config.output}: expected a folder to write to, found a file")
     truth = open_ground_truth(config.ground_truth, config.images) if config.ground_truth else None
     listing = truth.list_frames() if truth else None
     kind = _kind(config, listing)
@@ -286,6 +297,9 @@ def read_frames(
 def _measure(item: Item, meter: Meter) -> Tally:
     truth = meter.truth.read(item.truth) if meter.truth and item.truth else None
     both = len(item.predicted) == 2
+    if truth is None and not both:
+        (lacking,) = {COARSE, REFINED} - item.predicted.keys()
+        raise InputError(f"{item.file_name or item.key}: the {lacking} dump lacks it, and there is no ground truth")
     image = decode_image(storage.join(meter.images, item.file_name)) if both else None
     frames = read_frames(item, meter.readers, truth, image)
     tally = Tally(frames=1)
@@ -324,22 +338,31 @@ def _compare(
     """Note how each instance fared; `changes` has made sure that the two lists belong together."""
     shifts = _ious_before_and_after(truth, coarse, refined) if truth else {}
     tally.shifts = np.histogram([after - before for before, after in shifts.values()], SHIFT_EDGES)[0]
+    tally.compared = len(refined)
     for index, (before, after) in enumerate(zip(coarse, refined)):
-        changed = f"{after.changed_pixels} px changed, confidence {after.confidence:.2f}"
+        pixels = changed_pixels(before, after)
+        changed = f"{pixels:,} px changed"
+        # What no network has looked at, or comes in a form without a verdict, has no confidence to speak of.
+        judged = after.status != "kept"
+        tally.judged += judged or bool(after.reason)
+        if judged:
+            changed += f", confidence along the boundary {after.confidence:.2f}"
         if index in shifts:
             old, new = shifts[index]
             gallery = "largest gains" if new > old else "largest losses"
             if new != old:
                 note = f"IoU {old:.3f} to {new:.3f}, {changed}"
                 tally.notable.setdefault(gallery, []).append(Notable(item, index, abs(new - old), note))
-        elif truth is None and after.changed_pixels:
-            share = after.changed_pixels / max(before.area, 1)
+        elif truth is None and pixels:
+            share = pixels / max(before.area, 1)
             note = f"{share:.1%} of the area changed, {changed}"
             tally.notable.setdefault("largest changes", []).append(Notable(item, index, share, note))
         if after.status == "refined":
             tally.notable.setdefault("least certain", []).append(Notable(item, index, -after.confidence, changed))
         if after.status == "rejected":
-            tally.notable.setdefault("rejected", []).append(Notable(item, index, -after.confidence, changed))
+            why = REASONS["rejected"].get(after.reason, after.reason) or "no reason given"
+            why += f"; confidence along the boundary {after.confidence:.2f}"
+            tally.notable.setdefault("rejected", []).append(Notable(item, index, -after.confidence, why))
 
 
 def _ious_before_and_after(

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipeline import storage
-from pipeline.evaluation import COARSE, REFINED, SHIFT_EDGES, EvaluateConfig, Notable, Outcome, read_frames
-from pipeline.evaluation_results import Numbers, Results
+from pipeline.evaluation import COARSE, REFINED, SHIFT_EDGES, WORSE_BY, EvaluateConfig, Notable, Outcome, read_frames
+from pipeline.evaluation_results import SHARES, Numbers, Results
 from pipeline.ground_truth import TrueFrame, open_ground_truth
 from pipeline.guard import REASONS
 from pipeline.ledger import read_receipts
@@ -75,8 +75,8 @@ def _lead(found: Results, before: Numbers, after: Numbers) -> str:
         return f"Refinement {direction} boundary AP by {abs(gain):.1f} points." if not math.isnan(gain) else ""
     if found.changes:
         changed = found.changes["all"]
-        edges = changed["gradient after"] / changed["gradient before"] - 1 if changed["gradient before"] else math.nan
-        stronger = f"; image edges along the contours are {edges:+.0%} as strong" if not math.isnan(edges) else ""
+        edges = changed["gradient after"] / changed["gradient before"] if changed["gradient before"] else math.nan
+        stronger = f"; image edges along the contours are {edges:.2f} times as strong" if not math.isnan(edges) else ""
         return f"Refinement changed {changed['changed pixels']:.1%} of the masks' pixels{stronger}."
     return ""
 
@@ -93,20 +93,21 @@ def _bars(found: Results) -> list[BarGroup]:
                 if f"{prefix}{name}" in (before or after)
             ]
             if len(rows) > 1:
-                groups.append(BarGroup(title, rows))
+                groups.append(BarGroup(title, rows, full=100))
         for measure in ("AP", "boundary AP", "AF"):
             rows = [
                 Bar(label, _value(by_dump, COARSE, measure), _value(by_dump, REFINED, measure))
                 for label, by_dump in found.per_class.items()
             ]
             shown = [row for row in rows if not all(v is None or math.isnan(v) for v in (row.before, row.after))]
-            groups.append(BarGroup(f"{measure[0].upper()}{measure[1:]} by class", shown))
+            groups.append(BarGroup(f"{measure[0].upper()}{measure[1:]} by class", shown, full=100))
     bounds = [name for name in dumps if name not in (COARSE, REFINED)]
     if bounds:
         for measure in ("AP", "boundary AP"):
             rows = [Bar(name, _percent(dumps[COARSE][measure]), _percent(dumps[name][measure])) for name in bounds]
             note = "What a perfect refiner of that reach would get on the coarse dump."
-            groups.append(BarGroup(f"{measure[0].upper()}{measure[1:]}, upper bound", rows, note=note))
+            title = f"{measure[0].upper()}{measure[1:]}, upper bound"
+            groups.append(BarGroup(title, rows, full=100, bound=True, note=note))
     return groups
 
 
@@ -117,17 +118,28 @@ def _value(by_dump: Mapping[str, Numbers], name: str, measure: str) -> float | N
 def _histograms(found: Results) -> list[Histogram]:
     if not sum(found.shifts):
         return []
-    note = "Instances whose coarse mask overlaps a truth of its class by at least one half."
+    note = (
+        "Instances whose coarse mask overlaps a truth of its class by at least one half. Bins are drawn equally wide,"
+        f" whatever they span. Green: IoU rose; red: it fell; blue: it changed by at most {WORSE_BY}."
+    )
     return [Histogram("Change in IoU", SHIFT_EDGES, found.shifts, note=note, better="higher")]
 
 
 def _tables(found: Results) -> list[Table]:
     tables = []
     if found.changes:
-        columns = ["class", *found.changes["all"]]
-        rows = [[label, *numbers.values()] for label, numbers in found.changes.items()]
-        note = "Contours in pixels per instance; gradients of the image along them in grey levels per pixel."
-        tables.append(Table("What changed", columns, rows, note=note))
+        names = list(found.changes["all"])
+        columns = ["class", *(f"{name}, %" if name in SHARES else name for name in names)]
+        rows = [
+            [label, *(_percent(numbers[name]) if name in SHARES else numbers[name] for name in names)]
+            for label, numbers in found.changes.items()
+        ]
+        digits = [0, *(1 if name in SHARES else 0 if "contour" in name else 2 for name in names)]
+        note = (
+            "Changed pixels as a share of the coarse masks'; contours in pixels per instance; gradients of the image"
+            " along them in grey levels per pixel."
+        )
+        tables.append(Table("What changed", columns, rows, digits, note))
     if found.notes:
         tables.append(Table("Notes", ["note"], [[note] for note in found.notes]))
     return tables
@@ -145,18 +157,23 @@ def _run(refined: str) -> tuple[list[Table], dict[str, str]]:
         seconds.update(receipt["seconds"])
         reasons.update(receipt["reasons"])
     frames, patches = len(latest), sum(receipt["patches"] for receipt in latest.values())
-    rows = [[stage, spent, 1e3 * spent / frames, spent / sum(seconds.values())] for stage, spent in seconds.items()]
+    rows = [
+        [stage, spent, 1e3 * spent / frames, 100 * spent / sum(seconds.values())] for stage, spent in seconds.items()
+    ]
     note = f"{frames:,} frames, {patches:,} patches; seconds of all workers together."
     if refine := seconds.get("refine"):
-        note += f" {patches / refine:,.0f} patches/s and network process."
-    tables = [Table("Time by stage", ["stage", "seconds", "ms per frame", "share"], rows, note=note)]
-    if reasons:
+        note += f" {patches / refine:,.0f} patches/s per network process."
+    tables = [Table("Time by stage", ["stage", "seconds", "ms per frame", "share, %"], rows, [0, 2, 1, 1], note)]
+    refined_count = sum(receipt.get("refined", 0) for receipt in latest.values())
+    if refined_count or reasons:
         rows = [
             [status, reason, meaning, reasons[reason]]
             for status, meanings in REASONS.items()
             for reason, meaning in meanings.items()
             if reasons[reason]
         ]
+        plain = refined_count - sum(reasons[reason] for reason in REASONS["refined"])
+        rows = [["refined", "", "the network's mask as it came", plain], *rows] if plain > 0 else rows
         tables.append(Table("What the guard decided", ["status", "reason", "meaning", "instances"], rows))
     return tables, {key: receipt["error"] for key, receipt in latest.items() if receipt["error"]}
 

@@ -17,6 +17,15 @@ Numbers = dict[str, float]
 """Measure -> value; NaN where there is nothing to measure."""
 
 
+SHARES = ("changed instances", "changed pixels")
+"""What of the changes (`ClassChanges.numbers`) is a share, which people are shown in percent."""
+
+NO_VERDICTS = (
+    "refined: the dump carries no status, reason or confidence, so that no instance can be told as rejected or least"
+    " certain; a Cityscapes folder never does, COCO and Parquet output of refine does"
+)
+
+
 @dataclass(frozen=True)
 class Results:
     """Everything that an evaluation says, in numbers."""
@@ -91,6 +100,8 @@ def results(outcome: Outcome) -> Results:
         record = tally.records["changes", REFINED]
         changed = {names.get(c, str(c)): one.numbers() for c, one in record.categories.items()}
         changed["all"] = sum(record.categories.values(), ClassChanges()).numbers()
+    if tally.compared and not tally.judged:
+        notes.append(NO_VERDICTS)
     if tally.aside:
         notes.append(f"{len(tally.aside)} images could not be measured and count in no number")
     compared = len(outcome.dumps) == 2 and listing is not None
@@ -169,7 +180,7 @@ def text(found: Results) -> str:
     if found.changes:
         lines += ["", f"{'what changed':<22}" + "".join(f"{name:>19}" for name in found.changes["all"])]
         for label, numbers in found.changes.items():
-            lines.append(f"{label:<22}" + "".join(f"{value:>19.4g}" for value in numbers.values()))
+            lines.append(f"{label:<22}" + "".join(_change(name, value) for name, value in numbers.items()))
     if found.shifts:
         lines += ["", f"IoU of instances    {found.better:.1%} better, {found.worse:.1%} worse (by more than 0.005)"]
     lines += [f"note         {note}" for note in found.notes]
@@ -187,6 +198,12 @@ def _block(title: str, dumps: list[str], rows: dict[str, dict[str, Numbers]]) ->
             delta = f"{values[1] - values[0]:>+10.4f}" if len(values) > 1 and not math.isnan(sum(values)) else ""
             lines.append(f"{label or measure:<22}{cells}{delta}")
     return lines
+
+
+def _change(name: str, value: float) -> str:
+    if math.isnan(value):
+        return f"{'-':>19}"
+    return f"{value:>19.1%}" if name in SHARES else f"{value:>19.0f}" if "gradient" not in name else f"{value:>19.2f}"
 
 
 def _cell(value: float, width: int = 8) -> str:

@@ -19,14 +19,14 @@ REASONS = {
     "refined": {"far_pieces": "pieces of the change that lay apart from the coarse boundary were taken back"},
     "kept": {
         "no_boundary": "the coarse mask is empty",
-        "too_small": "the object has fewer pixels than `min_area`",
+        "too_small": "the object has fewer pixels than --guard.min-area",
     },
     "rejected": {
         "empty": "nothing was left of the object",
-        "exploded": "the object grew beyond `max_area_ratio`",
-        "shrunk": "the object fell below `min_area_ratio`",
-        "iou": "the refined mask overlaps the coarse one by less than `min_iou`",
-        "uncertain": "the changed pixels were decided with less confidence than `min_confidence`",
+        "exploded": "the object grew beyond --guard.max-area-ratio",
+        "shrunk": "the object fell below --guard.min-area-ratio",
+        "iou": "the refined mask overlaps the coarse one by less than --guard.min-iou",
+        "uncertain": "the changed pixels were decided with less confidence than --guard.min-confidence",
     },
 }
 """Every status an instance can leave with, and the reasons that go with it; a mask refined as it came has none."""

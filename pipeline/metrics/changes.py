@@ -101,9 +101,14 @@ def sobel(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return cv2.spatialGradient(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
 
 
-def _changes(before: Instance, after: Instance, gradient: tuple[np.ndarray, np.ndarray]) -> ClassChanges:
+def changed_pixels(before: Located, after: Located) -> int:
+    """Number of pixels that only one of the two masks has."""
     box = box_of(before, after)
-    pixels, changed = before.area, int(np.count_nonzero(cut(before, box) != cut(after, box)))
+    return int(np.count_nonzero(cut(before, box) != cut(after, box)))
+
+
+def _changes(before: Instance, after: Instance, gradient: tuple[np.ndarray, np.ndarray]) -> ClassChanges:
+    pixels, changed = before.area, changed_pixels(before, after)
     length_before, gradient_before = _along_contour(before, gradient)
     length_after, gradient_after = _along_contour(after, gradient)
     share = changed / pixels if pixels else float(changed > 0) * 2

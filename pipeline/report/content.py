@@ -48,6 +48,10 @@ class BarGroup:
     unit: str = ""
     better: Better | None = "higher"
     note: str = ""
+    full: float | None = None
+    """What the whole width stands for, so that groups compare; the largest value of the group unless given."""
+    bound: bool = False
+    """Whether `after` is an upper bound instead of what refinement made; it is named and coloured as such."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +75,8 @@ class Table:
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str | float | None]]
-    digits: int = 3
-    """Decimals of its floats."""
+    digits: int | Sequence[int] = 3
+    """Decimals of its floats, or of those in each column."""
     note: str = ""
 
 

@@ -58,10 +58,9 @@ def bar_group(group: BarGroup, key: str) -> str:
     """Bars before and after in a table with their numbers; only one bar and number where nothing was before."""
     compared = any(present(row.before) is not None for row in group.rows)
     values = [value for row in group.rows for value in (present(row.before), present(row.after)) if value is not None]
-    most = max((value for value in values if value > 0), default=1)
-    heads = "".join(
-        f'<th scope="col">{name}</th>' for name in (("Coarse", "Refined", "Change") if compared else ("Value",))
-    )
+    most = group.full or max((value for value in values if value > 0), default=1)
+    names = ("Coarse", "Bound" if group.bound else "Refined", "Change") if compared else ("Value",)
+    heads = "".join(f'<th scope="col">{name}</th>' for name in names)
     table = (
         f'<table class="sortable"><thead><tr><th scope="col">Name</th><td class="plot"></td>{heads}</tr></thead>'
         f"<tbody>{''.join(_bar(row, group, most, compared) for row in group.rows)}</tbody></table>"
@@ -71,7 +70,8 @@ def bar_group(group: BarGroup, key: str) -> str:
 
 def _bar(row: Bar, group: BarGroup, most: float, compared: bool) -> str:
     before, after = present(row.before), present(row.after)
-    sides = [("coarse", before), ("refined", after)] if compared else [("refined", after)]
+    last = ("bound" if group.bound else "refined", after)
+    sides = [("coarse", before), last] if compared else [last]
     rects = "".join(
         f'<rect class="{side}" y="{2 + 8 * number}" width="{max(100 * value / most, 0.3):.2f}" '
         f'height="{7 if compared else 11}"/>'
@@ -135,6 +135,7 @@ def histogram(one: Histogram, key: str) -> str:
 
 def table(one: Table, key: str) -> str:
     """A table that a person can sort."""
+    digits = [one.digits] * len(one.columns) if isinstance(one.digits, int) else one.digits
     numeric = [not any(isinstance(row[k], str) for row in one.rows) for k in range(len(one.columns))]
     heads = "".join(
         f'<th scope="col"{"" if is_number else " class=text"}>{escape(name)}</th>'
@@ -143,11 +144,11 @@ def table(one: Table, key: str) -> str:
     rows = []
     for row in one.rows:
         cells = []
-        for cell in row:
+        for cell, decimals in zip(row, digits):
             if isinstance(cell, str):
                 cells.append(f'<td class="text">{escape(cell)}</td>')
             else:
-                cells.append(_number(cell, 0 if isinstance(cell, int) else one.digits))
+                cells.append(_number(cell, 0 if isinstance(cell, int) else decimals))
         rows.append(f"<tr>{''.join(cells)}</tr>")
     body = f'<table class="sortable"><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     if not rows:

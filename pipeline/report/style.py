@@ -15,7 +15,7 @@ SHARED_STYLE = (
     + """
 --paper:light-dark(#f4f6f9,#0d1118);--card:light-dark(#fff,#161c27);--ink:light-dark(#141a26,#e8ecf3);
 --soft:light-dark(#566074,#9aa6ba);--edge:light-dark(#d9dee7,#2a3343);--well:light-dark(#eceff4,#0f141d);
---focus:light-dark(#0b66c3,#7cc4ff);--before:light-dark(#c99a00,#ffd83d);--after:light-dark(#1681cf,#4db8ff);
+--focus:light-dark(#0b66c3,#7cc4ff);--before:light-dark(#c99a00,#ffd83d);--after:light-dark(#1681cf,#4db8ff);--bound:light-dark(#7a5bb5,#b79cf0);
 --gain:light-dark(#0a7a4c,#4fd09a);--loss:light-dark(#c0342b,#ff8078)}
 :root:has([name=theme][value=light]:checked){color-scheme:light}
 :root:has([name=theme][value=dark]:checked){color-scheme:dark}
@@ -116,12 +116,12 @@ th[aria-sort] button::after{content:" ↓"}th[aria-sort=ascending] button::after
 .bars tbody>tr>*{vertical-align:middle}
 .bars svg{display:block;width:100%;height:.95rem}
 .bars td:last-child{white-space:nowrap}
-rect.coarse{fill:var(--before)}rect.refined{fill:var(--after)}
-.chart{position:relative;height:11rem;border-bottom:1px solid var(--soft)}
+rect.coarse{fill:var(--before)}rect.refined{fill:var(--after)}rect.bound{fill:var(--bound)}
+.chart{position:relative;height:11rem;margin-top:2rem;border-bottom:1px solid var(--soft)}
 .chart svg{position:absolute;inset:0;width:100%;height:100%}
 .chart rect{fill:var(--after)}.chart rect.gain{fill:var(--gain)}.chart rect.loss{fill:var(--loss)}
 .chart rect.hit{fill:transparent}.chart rect.hit:hover{fill:var(--soft);fill-opacity:.15}
-.chart span{position:absolute;top:0;right:0;color:var(--soft);font-size:.8rem}
+.chart span{position:absolute;top:-1.3rem;right:0;color:var(--soft);font-size:.8rem}
 .chart::before{content:"";position:absolute;inset:0 0 auto;border-top:1px dashed var(--edge)}
 .axis{position:relative;height:1.6rem;margin-bottom:.5rem;font-size:.8rem;color:var(--soft)}
 .axis span{position:absolute;top:.2rem;transform:translateX(-50%);white-space:nowrap;font-variant-numeric:tabular-nums}

@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from pipeline.evaluation import COARSE, REFINED, EvaluateConfig, evaluate
-from pipeline.evaluation_results import results, text
+from pipeline.evaluation_results import NO_VERDICTS, results, text
 from pipeline.ground_truth import CityscapesTruth
 from pipeline.metrics.cityscapes_ap import CityscapesMatches, cityscapes_ap, match_frame
 from pipeline.records import InputError
@@ -138,6 +138,67 @@ def test_without_ground_truth_it_is_told_what_changed(truth, refined):
     assert found.changes["all"]["changed instances"] == 0.5
     assert found.changes["all"]["gradient after"] > found.changes["all"]["gradient before"]
     assert "what changed" in text(found)
+
+
+def _compared(truth, refined, **settings):
+    config = EvaluateConfig(
+        images=str(truth.parent / "images"),
+        coarse=str(predict(truth)),
+        refined=str(refined),
+        image_list=str(truth),
+        local=True,
+        **settings,
+    )
+    outcome = evaluate(config, log=lambda line: None)
+    return outcome.tally.notable, results(outcome)
+
+
+def test_changed_pixels_are_counted_where_the_form_of_the_dump_has_no_room_for_their_number(truth, refined):
+    notable, found = _compared(truth, refined)
+    assert set(notable) == {"largest changes"}
+    assert len(notable["largest changes"]) == 5
+    for one in notable["largest changes"]:
+        mask = true_mask(truth, int(one.item.key.removeprefix("frame")) + 1)
+        shift = 12 if one.item.key == "frame4" else 1
+        pixels = np.count_nonzero(np.roll(mask, 3, axis=1) != np.roll(mask, shift, axis=1))
+        assert f"{pixels:,} px changed" in one.note
+        assert "confidence" not in one.note
+    assert found.notes == [NO_VERDICTS]
+    assert NO_VERDICTS in text(found)
+
+
+def test_a_rejected_instance_tells_why_and_how_certain_the_network_was(truth, refined):
+    entries = json.loads(refined.read_text())
+    entries[0] |= {"status": "rejected", "reason": "uncertain", "changed_pixels": 0, "confidence": 0.4}
+    entries[2] |= {"status": "refined", "reason": "", "changed_pixels": 7, "confidence": 0.8}
+    refined.write_text(json.dumps(entries))
+    notable, found = _compared(truth, refined)
+    (one,) = notable["rejected"]
+    assert "less confidence than --guard.min-confidence; confidence along the boundary 0.40" in one.note
+    (one,) = notable["least certain"]
+    assert one.note.endswith("px changed, confidence along the boundary 0.80")
+    assert found.notes == []
+
+
+def test_without_ground_truth_an_image_that_one_dump_lacks_is_set_aside_by_that_dumps_name(truth, refined):
+    entries = [entry for entry in json.loads(refined.read_text()) if entry["image_id"] != 2]
+    refined.write_text(json.dumps(entries))
+    _, found = _compared(truth, refined)
+    assert found.aside == {"frame1": "frame1.png: the refined dump lacks it, and there is no ground truth"}
+    assert found.frames == 4
+
+
+def test_an_output_that_is_a_file_is_refused_before_anything_is_read(truth, refined):
+    with pytest.raises(InputError, match=r"truth\.json: expected a folder to write to, found a file"):
+        _compared(truth, "nowhere.json", output=str(truth))
+
+
+def test_shares_of_what_changed_are_told_in_percent(truth, refined):
+    lines = text(_evaluate(truth, coarse=str(predict(truth)), refined=str(refined), image_list=str(truth))).splitlines()
+    (row,) = [line.split() for line in lines if line.startswith("all ")]
+    assert row[1:3] == ["10", "50.0%"]
+    assert row[3].endswith("%")
+    assert "." not in row[4] + row[5]
 
 
 def test_images_that_a_dump_lacks_are_told_and_count_as_missed(truth, refined):

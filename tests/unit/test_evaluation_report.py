@@ -24,9 +24,9 @@ def dumps(tmp_path):
     (folder / "_ledger").mkdir(parents=True)
     (folder / "refined.json").write_text(json.dumps(entries))
     (folder / "_ledger" / "run.json").write_text("{}")
-    receipt = {"frame_id": "1", "error": "", "patches": 40, "seconds": {"extract": 0.2, "refine": 1.0}}
+    receipt = {"frame_id": "1", "error": "", "patches": 40, "refined": 7, "seconds": {"extract": 0.2, "refine": 1.0}}
     lost = {"frame_id": "9", "error": "nine.jpg: no such file", "patches": 0, "seconds": {"extract": 0.1}}
-    lines = [json.dumps(one | {"reasons": {"uncertain": 2}}) for one in (receipt, lost)]
+    lines = [json.dumps(one | {"reasons": {"uncertain": 2, "far_pieces": 1}}) for one in (receipt, lost)]
     (folder / "_ledger" / "1.jsonl").write_text("\n".join(lines))
     return {
         "images": str(truth.parent / "images"),
@@ -56,8 +56,9 @@ def test_the_page_tells_the_numbers_and_shows_gains_and_losses(dumps):
 
 def test_the_ledger_beside_the_refined_dump_gives_time_reasons_and_what_was_set_aside(dumps):
     tables = {one.title: one for one in _report(**dumps).tables}
-    assert ["refine", 1.0, 500.0, pytest.approx(1 / 1.3)] in [list(row) for row in tables["Time by stage"].rows]
-    assert tables["What the guard decided"].rows[0][-1] == 4
+    assert ["refine", 1.0, 500.0, pytest.approx(100 / 1.3)] in [list(row) for row in tables["Time by stage"].rows]
+    decided = [[row[0], row[1], row[3]] for row in tables["What the guard decided"].rows]
+    assert decided == [["refined", "", 5], ["refined", "far_pieces", 2], ["rejected", "uncertain", 4]]
     assert tables["Set aside"].rows == [["9", "nine.jpg: no such file"]]
 
 
@@ -66,14 +67,26 @@ def test_without_ground_truth_the_largest_changes_are_shown(dumps):
     page = _report(**dumps, image_list=truth)
     assert not page.headline
     assert "of the masks' pixels" in page.lead
-    assert any(one.title == "What changed" for one in page.tables)
+    assert "times as strong" in page.lead
+    assert [len(one.cards) for one in page.galleries if one.title == "Largest changes"] == [4]
+    (changed,) = [one for one in page.tables if one.title == "What changed"]
+    assert changed.columns[2:4] == ["changed instances, %", "changed pixels, %"]
+    assert changed.rows[-1][2] == 50
+
+
+def test_percents_are_drawn_on_one_scale_and_bounds_as_bounds(dumps):
+    groups = _report(**dumps, oracle=True).bars
+    assert {one.full for one in groups} == {100}
+    assert [one.title for one in groups if one.bound] == ["AP, upper bound", "Boundary AP, upper bound"]
 
 
 def test_the_job_writes_table_json_and_page(dumps, tmp_path, monkeypatch, capsys):
     flags = [text for name, value in dumps.items() for text in (f"--{name.replace('_', '-')}", value)]
-    monkeypatch.setattr("sys.argv", ["evaluate.py", *flags, "--local", "--output", str(tmp_path / "out")])
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *flags, "--local", "--output", f"{tmp_path}/out/"])
     assert job.main() == 0
-    assert "boundary AP" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "boundary AP" in printed
+    assert f"{tmp_path}/out/report.html" in printed
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["frames"] == 4
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Largest losses" in page

@@ -100,6 +100,14 @@ def test_bars_share_one_scale_and_a_missing_value_has_none(tmp_path: Path) -> No
     assert train.count("\N{EN DASH}") == 3
 
 
+def test_bars_of_a_full_scale_and_bounds_are_drawn_and_named_so(tmp_path: Path) -> None:
+    group = BarGroup("AP, upper bound", [Bar("all right", 20.0, 40.0)], full=100, bound=True)
+    html = written(tmp_path, Report("t", {}, bars=[group]))
+    assert re.findall(r'class="(\w+)" y="\d+" width="([\d.]+)"', html) == [("coarse", "20.00"), ("bound", "40.00")]
+    assert ">Bound</th>" in html
+    assert ">Refined</th>" not in html
+
+
 def test_bars_without_a_before_have_one_column(tmp_path: Path) -> None:
     html = written(tmp_path, Report("t", {}, bars=[BarGroup("Seconds", [Bar("refine", None, 2.0)], unit="s")]))
     assert ">Value</th>" in html
@@ -146,6 +154,12 @@ def test_a_table_shows_numbers_as_numbers_and_every_row(tmp_path: Path) -> None:
     assert '<td data-value="12345">12,345</td><td data-value="0.12345">0.123</td><td data-value="">\N{EN DASH}' in html
     assert html.count("<tr>") == 42
     assert 'tabindex="0" role="region" aria-label="Per class"' in html
+
+
+def test_each_column_of_a_table_may_have_decimals_of_its_own(tmp_path: Path) -> None:
+    table = Table("Changes", ["Class", "Pixels", "Share"], [["car", 123.4, 5.678]], digits=[0, 0, 1])
+    html = written(tmp_path, Report("t", {}, tables=[table]))
+    assert '<td data-value="123.4">123</td><td data-value="5.678">5.7</td>' in html
 
 
 def test_what_is_empty_is_left_out_but_an_empty_gallery_and_table_say_so(tmp_path: Path) -> None:

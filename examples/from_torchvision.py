@@ -1,6 +1,7 @@
 """From torchvision's Mask R-CNN to a dump: `python examples/from_torchvision.py IMAGES frames.parquet`.
 
-Then `python jobs/refine.py --predictions frames.parquet --images IMAGES --output refined`.
+It needs `pip install torchvision`. Then `python jobs/refine.py --predictions frames.parquet --images IMAGES
+--output refined`.
 """
 
 from __future__ import annotations

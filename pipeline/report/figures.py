@@ -55,30 +55,34 @@ def headline(deltas: list[Delta]) -> str:
 
 
 def bar_group(group: BarGroup, key: str) -> str:
-    """Bars before and after in a table with their numbers; only one bar and number where nothing was before."""
-    compared = any(present(row.before) is not None for row in group.rows)
+    """Bars before and after in a table with their numbers; one bar and number where all rows have but one of them."""
+    before, after = (
+        any(present(value) is not None for value in side)
+        for side in ([row.before for row in group.rows], [row.after for row in group.rows])
+    )
+    sides = (["coarse"] if before else []) + (["bound" if group.bound else "refined"] if after or not before else [])
     values = [value for row in group.rows for value in (present(row.before), present(row.after)) if value is not None]
     most = group.full or max((value for value in values if value > 0), default=1)
-    names = ("Coarse", "Bound" if group.bound else "Refined", "Change") if compared else ("Value",)
+    names = [*(side.capitalize() for side in sides), "Change"] if len(sides) > 1 else ["Value"]
     heads = "".join(f'<th scope="col">{name}</th>' for name in names)
     table = (
         f'<table class="sortable"><thead><tr><th scope="col">Name</th><td class="plot"></td>{heads}</tr></thead>'
-        f"<tbody>{''.join(_bar(row, group, most, compared) for row in group.rows)}</tbody></table>"
+        f"<tbody>{''.join(_bar(row, group, most, sides) for row in group.rows)}</tbody></table>"
     )
     return _panel(key, group.title, group.note, _scrolling(table, len(group.rows), group.title), "bars", group.unit)
 
 
-def _bar(row: Bar, group: BarGroup, most: float, compared: bool) -> str:
+def _bar(row: Bar, group: BarGroup, most: float, sides: list[str]) -> str:
     before, after = present(row.before), present(row.after)
-    last = ("bound" if group.bound else "refined", after)
-    sides = [("coarse", before), last] if compared else [last]
+    compared = len(sides) > 1
+    values = [before if side == "coarse" else after for side in sides]
     rects = "".join(
         f'<rect class="{side}" y="{2 + 8 * number}" width="{max(100 * value / most, 0.3):.2f}" '
         f'height="{7 if compared else 11}"/>'
-        for number, (side, value) in enumerate(sides)
+        for number, (side, value) in enumerate(zip(sides, values))
         if value is not None and value >= 0
     )
-    cells = "".join(_number(value, group.digits) for _, value in sides)
+    cells = "".join(_number(value, group.digits) for value in values)
     if compared:
         kind, text = change(before, after, group.digits, "", group.better)
         difference = "" if before is None or after is None else after - before

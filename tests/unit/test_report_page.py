@@ -114,6 +114,13 @@ def test_bars_without_a_before_have_one_column(tmp_path: Path) -> None:
     assert ">Coarse</th>" not in html
 
 
+def test_bars_without_an_after_have_one_column(tmp_path: Path) -> None:
+    html = written(tmp_path, Report("t", {}, bars=[BarGroup("AP by size", [Bar("all", 2.0, None)])]))
+    assert ">Value</th>" in html
+    assert ">Refined</th>" not in html
+    assert '<rect class="coarse"' in html
+
+
 def test_bars_of_nothing_but_zeros_or_nothing_at_all_are_shown(tmp_path: Path) -> None:
     groups = [BarGroup("zeros", [Bar("car", 0.0, 0.0)]), BarGroup("nothing", [])]
     assert "zeros" in Seen(written(tmp_path, Report("t", {}, bars=groups)))

@@ -85,6 +85,9 @@ class Isolated:
             raise
         if succeeded:
             return value
+        if isinstance(value, MemoryError):
+            self.close()
+            raise ChildError("ran out of memory")
         raise value
 
     def close(self) -> None:

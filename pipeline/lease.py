@@ -67,6 +67,14 @@ class Lease:
         if self._lost:
             raise InputError(self._lost)
 
+    def confirm(self) -> None:
+        """As `check`, by a look at the lease as it is now: before what could not be taken back."""
+        self.check()
+        holder = self._read() or {}
+        if holder.get("run_id", self.run_id) != self.run_id:
+            self._lost = self._refusal(holder)
+            self.check()
+
     def held_by_another(self) -> str:
         """Who is writing the output now, as far as heartbeats tell; empty where nobody is."""
         holder = self._read()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import socket
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 from pipeline import storage
@@ -21,16 +23,35 @@ from pipeline.stages import Receipt
 FLUSH_SECONDS = 2.0
 """At most so much finished work is done again after a crash of the driver."""
 
+REACHED_SECONDS = 10
+"""How long a file may take until every machine sees it: network file systems keep what they have seen for a while."""
+
 READ_AHEAD = 64
 """Segments of receipts read at once."""
 
 _WITHDRAWN = ".withdrawn.json"
 
 
+@lru_cache(maxsize=1)
+def check_reached(output: str) -> None:
+    """Raise InputError where this process does not see the ledger that the driver has begun on an output.
+
+    On several machines a local path is another folder on each of them.
+    """
+    for _ in range(REACHED_SECONDS):
+        if storage.exists(f"{output}/_ledger/run.json"):
+            return
+        time.sleep(1)
+    host = socket.gethostname()
+    raise InputError(f"{output}: is another place on machine {host}, expected storage that all machines reach")
+
+
 class Ledger:
     """Immutable segments of receipts in `<output>/_ledger/`, written after the outputs they speak of."""
 
-    def __init__(self, output: str) -> None:
+    def __init__(self, output: str, confirm: Callable[[], None] = lambda: None) -> None:
+        """`confirm` raises where this run must not write any more."""
+        self.confirm = confirm
         self.output = output.rstrip("/")
         self.root = f"{self.output}/_ledger"
         self.parts: dict[str, str] = {}
@@ -46,6 +67,7 @@ class Ledger:
         self._flushed = time.monotonic()
         self._flushing = threading.Lock()
         self._newest = 0
+        self._started = False
 
     def open(self, fingerprint: dict[str, Any]) -> None:
         """`load`, then `start`."""
@@ -85,6 +107,7 @@ class Ledger:
 
     def start(self, fingerprint: dict[str, Any], *, restart: bool = False) -> None:
         """Write under which fingerprint frames are refined from now on; those of another are forgotten, or all."""
+        self._started = True
         run = f"{self.root}/run.json"
         data = storage.read_if_there(run)
         before = _parse(run, data) if data is not None else None
@@ -139,10 +162,12 @@ class Ledger:
         self._put_json(name, dict(facts))
 
     def finished(self) -> str | None:
-        """The key under which the final output was last written, None where it never was."""
+        """The key under which the final output was last written, None where it never was or that is not known."""
         url = f"{self.root}/finished.json"
         data = storage.read_if_there(url)
-        return _parse(url, data).get("key") if data is not None else None
+        with suppress(InputError):
+            return _parse(url, data).get("key") if data is not None else None
+        return None
 
     def note_finished(self, key: str | None) -> None:
         """Keep the key of the final output as it is now; None while it is being written."""
@@ -160,6 +185,7 @@ class Ledger:
         """Write the receipts since the last flush as one new segment."""
         with self._flushing:
             if receipts := list(self._pending):
+                self.confirm()
                 lines = "".join(json.dumps(asdict(receipt)) + "\n" for receipt in receipts)
                 storage.put(f"{self.root}/{self._next('.jsonl')}", lines.encode())
                 # Others may have come meanwhile.
@@ -167,18 +193,16 @@ class Ledger:
             self._flushed = time.monotonic()
 
     @contextmanager
-    def flushed(self, check: Callable[[], None]) -> Iterator[None]:
+    def flushed(self) -> Iterator[None]:
         """Within it what was recorded is on storage FLUSH_SECONDS later, however long the next receipts take.
 
-        `check` raises where this run must not write any more. Whatever it or the store raises is met again by the next
-        `record` or `flush` of the run itself.
+        Whatever the store raises is met again by the next `record` or `flush` of the run itself.
         """
         left = threading.Event()
 
         def flush_in_time() -> None:
             while not left.wait(FLUSH_SECONDS):
                 with suppress(Exception):
-                    check()
                     self.flush()
 
         thread = threading.Thread(target=flush_in_time, name="ledger", daemon=True)
@@ -190,7 +214,13 @@ class Ledger:
             thread.join()
 
     def close(self) -> None:
-        """Flush, and write the quarantine table `quarantine.csv` (frame_id, error) where a frame was set aside."""
+        """Flush, and write the quarantine table `quarantine.csv` (frame_id, error) where a frame was set aside.
+
+        A ledger that was never started is left as it is.
+        """
+        if not self._started:
+            return
+        self.confirm()
         self.flush()
         table = f"{self.root}/quarantine.csv"
         if self.aside:
@@ -270,6 +300,9 @@ def _withdrawn(root: str) -> dict[str, tuple[str, bool]]:
 
 def _parse(url: str, data: bytes) -> dict[str, Any]:
     try:
-        return json.loads(data)
+        content = json.loads(data)
     except ValueError:
-        raise InputError(f"{url}: expected json as an earlier run wrote it; the file is damaged") from None
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"{url}: expected json as an earlier run wrote it; the file is damaged")
+    return content

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from pipeline import dump, run, storage
 from pipeline.config import RefineConfig
-from pipeline.flow.session import Placement, alive_nodes, network_pool, ray_session, selected_by
+from pipeline.flow.session import Placement, alive_nodes, labelled, network_pool, ray_session, room, selected_by
 from pipeline.formats.label_ids import LabelIdReader
 from pipeline.incremental import compare
 from pipeline.lease import Lease
@@ -72,7 +72,8 @@ def check(config: CheckConfig) -> Report:
             with ray_session():
                 nodes = alive_nodes()
             checks += _labels(settled, [node["Labels"] for node in nodes])
-            checks.append(cluster([node["Resources"] for node in nodes], run.placement_of(settled)))
+            refining = [node["Resources"] for node in labelled(nodes, settled.refine_label)]
+            checks.append(cluster([node["Resources"] for node in nodes], run.placement_of(settled), refining))
     with _finding("images", checks):
         storage.check_folder(settled.images)
         with _finding("predictions", checks):
@@ -138,27 +139,30 @@ def _existing(path: str) -> str:
     return path
 
 
-def cluster(nodes: Sequence[Mapping[str, float]], wish: Placement) -> Check:
+def cluster(
+    nodes: Sequence[Mapping[str, float]], wish: Placement, refining: Sequence[Mapping[str, float]] | None = None
+) -> Check:
     """Whether Ray can place the network processes and still has a CPU for the other stages.
 
-    `nodes` are the resources of the machines that are alive. Ray says nothing of a process that fits no machine, and
-    starves tasks in silence.
+    `nodes` are the resources of the machines that are alive, `refining` of those on which network processes may be; all
+    unless given. Ray says nothing of a process that fits no machine, and starves tasks in silence.
     """
     total: Counter[str] = Counter()
     for node in nodes:
         total.update({name: node.get(name, 0) for name in ("CPU", "GPU")})
+    refining = nodes if refining is None else refining
     size = f"{len(nodes)} machines, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
     if wish.device == "gpu" and not total["GPU"]:
-        network_pool(nodes, wish)
+        network_pool(refining, wish)
         message = f"{size}: no GPU is up; a run waits until an autoscaler starts machines with some"
         return Check("cluster", "warning", message)
     if total["CPU"] < 1:
         raise InputError(f"{size}: expected at least 1 CPU for reading and writing")
-    network = network_pool(nodes, wish)
+    network = network_pool(refining, wish)
     pool, needs = network.size, network.resources
     name, need = ("GPU", needs["num_gpus"]) if "num_gpus" in needs else ("CPU", needs["num_cpus"])
-    placed = sum(int((node.get(name, 0) + 1e-6) / need) for node in nodes) if need else pool
-    largest = max(node.get(name, 0) for node in nodes)
+    placed = sum(room(node.get(name, 0), need) for node in refining) if need else pool
+    largest = max(node.get(name, 0) for node in refining)
     if not placed:
         raise InputError(
             f"{size}: a network process needs {need:g} {name}s of one machine, the largest has {largest:g};"

@@ -24,7 +24,7 @@ from pipeline.formats import Reader
 from pipeline.ground_truth import GroundTruth, TruthRef, by_image, open_ground_truth
 from pipeline.identity import digest, image_versions
 from pipeline.lease import Lease
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, check_reached
 from pipeline.progress import Progress
 from pipeline.records import InputError
 from pipeline.stages import Receipt
@@ -84,7 +84,11 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Prepar
     listing = truth.list_frames()
     items, reader, unpaired = _items(config, listing.refs)
     cutter = Cutter(config, truth, reader)
-    with stopped_by_signals(), Lease(config.output) as lease, closing(Ledger(config.output)) as ledger:
+    with (
+        stopped_by_signals(),
+        Lease(config.output) as lease,
+        closing(Ledger(config.output, lease.confirm)) as ledger,
+    ):
         ledger.open(_fingerprint(config))
         if config.max_instances is not None:
             items = _draw(items[: config.limit], cutter, config.max_instances)
@@ -109,6 +113,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Prepar
                 ledger.record(receipts)
                 progress.update(receipts)
         ledger.flush()
+        lease.confirm()
         shards = _sweep(config.output, {*ledger.parts.values()})
         card = _card(config, listing.categories, shards)
         storage.put(storage.join(config.output, patch_dataset.CARD), json.dumps(card, indent=1).encode())
@@ -209,6 +214,7 @@ def _names(items: Sequence[Item], cutter: Cutter) -> list[tuple[str, list[str]]]
 
 def _cut_block(items: Sequence[Item], cutter: Cutter) -> list[Receipt]:
     """Cut some frames and write their patches, in shards that the frames' names give their own."""
+    check_reached(cutter.config.output)
     rows: dict[str, list[Cut]] = {split: [] for split in patch_dataset.SPLITS}
     receipts, good = [], []
     name = patch_dataset.shard_name([(item.truth.key, item.identity) for item in items])

@@ -21,7 +21,7 @@ from pipeline import dump, flow, storage
 from pipeline.config import RefineConfig
 from pipeline.formats import Reader, Writer
 from pipeline.formats.label_ids import LabelIdReader
-from pipeline.formats.parts import PartError, sweep
+from pipeline.formats.parts import PartError, damaged, sweep
 from pipeline.incremental import Difference, compare
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
@@ -69,7 +69,11 @@ def _run(config: RefineConfig, report: RunLog) -> Summary:
     weights = storage.read(config.checkpoint)
     settings = fingerprint(config, form, output_form, cutting, hashlib.sha256(weights).hexdigest())
 
-    with flow.stopped_by_signals(), Lease(config.output) as lease, closing(Ledger(config.output)) as ledger:
+    with (
+        flow.stopped_by_signals(),
+        Lease(config.output) as lease,
+        closing(Ledger(config.output, lease.confirm)) as ledger,
+    ):
         ledger.load(settings, restart=config.restart)
         listed = reader.list_frames(ledger.identities)
         if not listed:
@@ -78,13 +82,16 @@ def _run(config: RefineConfig, report: RunLog) -> Summary:
             listed = dump.without_collisions(listed)
         refs = listed[: config.limit]
         if config.restart:
-            _take_back(ledger, writer, refs, [*ledger.parts, *ledger.withdrawn])
+            before = [*ledger.parts, *ledger.withdrawn]
+            ledger.withdraw(before, [])
+            _take_back(ledger, writer, refs, before)
         ledger.start(settings, restart=config.restart)
         ledger.forget_others({ref.frame_id for ref in listed})
         difference = compare(refs, listed, ledger)
         gone = difference.removed if config.prune else []
+        ledger.withdraw([*difference.changed, *gone], [])
         _take_back(ledger, writer, listed, [*difference.changed, *gone])
-        ledger.withdraw(difference.changed, gone)
+        ledger.withdraw([], gone)
         ledger.renew(difference.renewed)
         todo, place = difference.todo, {}
         report.run_id = lease.run_id
@@ -93,7 +100,7 @@ def _run(config: RefineConfig, report: RunLog) -> Summary:
         event = report.event if report.json else None
         progress = Progress(total=len(todo), done_before=difference.unchanged, log=report.write, event=event)
         metrics = flow.Metrics(lease.run_id, config.output, len(todo))
-        with recorded(ledger, {**facts, "settings": settings}, progress, place), ledger.flushed(lease.check):
+        with recorded(ledger, {**facts, "settings": settings}, progress, place), ledger.flushed():
             for receipts in _blocks_of_receipts(config, todo, reader, writer, cutting, weights, place):
                 lease.check()
                 ledger.record(receipts)
@@ -101,8 +108,9 @@ def _run(config: RefineConfig, report: RunLog) -> Summary:
                 progress.update(receipts)
                 metrics.update(receipts)
             ledger.flush()
-            _finish(ledger, writer, refs)
+            _finish(ledger, writer, refs, lease.confirm)
         if todo or lease.taken_over:
+            lease.confirm()
             storage.sweep_temporary(config.output)
         summary = progress.summary(config.output, ledger.aside, time.monotonic() - started)
     return replace(
@@ -116,9 +124,10 @@ def _run(config: RefineConfig, report: RunLog) -> Summary:
 
 
 def _take_back(ledger: Ledger, writer: Writer, refs: Sequence[FrameRef], frame_ids: Sequence[str]) -> None:
-    """Remove the files of frames that no frame of `refs` will replace.
+    """Remove the files of withdrawn frames that no frame of `refs` will replace.
 
-    They are gone before the ledger forgets the frames: a run killed in between finds them again.
+    The ledger knows them as withdrawn before: no frame whose files are gone must count as finished, whatever becomes of
+    this run and of the dump; and it knows them until they are gone, so that a run killed in between finds them again.
     """
     if frame_ids and not writer.result:
         names = ledger.file_names({*frame_ids})
@@ -141,21 +150,31 @@ def _facts(lease: Lease, frames: int, refs: Sequence[FrameRef], difference: Diff
     }
 
 
-def _finish(ledger: Ledger, writer: Writer, refs: Sequence[FrameRef]) -> None:
-    """Make the final output, unless it was made of the very same parts before and is still there."""
+def _finish(ledger: Ledger, writer: Writer, refs: Sequence[FrameRef], confirm: Callable[[], None]) -> None:
+    """Make the final output, unless it was made of the very same parts before and is still there.
+
+    `confirm` raises where the output is another run's by now, which must keep its parts.
+    """
     before = ledger.finished()
     if not writer.result or (before is None and not any(ref.frame_id in ledger.parts for ref in refs)):
         return
     key = _key(refs, ledger.parts)
+    confirm()
     if key != before or not storage.exists(storage.join(ledger.output, writer.result)):
         ledger.note_finished(None)
         try:
             writer.finish(refs, ledger.parts)
         except PartError as error:
-            lost = [frame_id for frame_id, part in ledger.parts.items() if part == error.path]
-            ledger.withdraw(lost, [])
-            raise InputError(f"{error}; the same command refines its {len(lost)} frames again") from None
+            # Where one is lost, others may be, and each would end a run of its own.
+            lost = damaged(ledger.output, {*ledger.parts.values()})
+            frames = [frame_id for frame_id, part in ledger.parts.items() if part in lost]
+            ledger.withdraw(frames, [])
+            raise InputError(
+                f"{error}; the same command refines the {len(frames)} frames of {len(lost)} such parts again"
+            ) from None
+        confirm()
         ledger.note_finished(key)
+    confirm()
     sweep(ledger.output, {*ledger.parts.values()})
 
 
@@ -202,6 +221,7 @@ def _blocks_of_receipts(
         sound,
         config.frames_per_block,
         config.device,
+        True,
         place,
     )
     if config.local:

@@ -243,8 +243,8 @@ class StatusReader:
                 self._came += ours
         self._read.update(new)
         signs = [written[name] for name in segments]
-        if storage.exists(f"{self.root}/lease.json"):
-            heartbeat = _object(f"{self.root}/lease.json").get("heartbeat")
+        if lease := _object(f"{self.root}/lease.json"):
+            heartbeat = lease.get("heartbeat")
             if isinstance(heartbeat, int | float):
                 signs.append(float(heartbeat))
         return max(signs, default=None)
@@ -280,8 +280,9 @@ def _frames_per_s(times: list[float]) -> float | None:
 
 
 def _object(url: str) -> dict[str, Any]:
+    """The content of a file; nothing where none is, as a run removes its lease when it ends."""
     try:
-        content = json.loads(storage.read(url))
+        content = json.loads(storage.read_if_there(url) or b"{}")
     except ValueError:
         content = None
     if not isinstance(content, dict):

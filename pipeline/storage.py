@@ -27,7 +27,10 @@ UPLOAD_BYTES = 48 << 20
 traffic = {"read": 0, "written": 0}
 """Bytes of the files that this process has read and written, whole or a range of them; streams are not counted."""
 
-_TAGS = ("ETag", "etag", "md5Hash", "generation", "LastModified", "last_modified", "updated", "modified", "created")
+_TAGS = (
+    *("ETag", "etag", "md5Hash", "generation"),
+    *("LastModified", "last_modified", "updated", "modified", "mtime", "modificationTime", "modify", "created"),
+)
 """What stores call the tag of a file's content, or the time of its last change; a tag tells more, and comes first."""
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")
@@ -123,7 +126,7 @@ def versions(root: str) -> Iterator[tuple[str, str]]:
     """Path, relative to the folder `root`, and version of all files below it, in no order, from the listing alone.
 
     A version is another whenever the file may have changed: its size with its modification time, or with the content
-    tag of an object store. It is empty where the store tells neither, and for a link to nothing.
+    tag of an object store. Where the store tells neither it is another each time, and empty for a link to nothing.
     """
     fs, path = open_store(root)
     if not stores.is_local(fs):
@@ -174,7 +177,8 @@ def _local_version(file: str | os.DirEntry[str]) -> str:
 def _version_of(info: Mapping[str, Any]) -> str:
     tag = next((info[name] for name in _TAGS if info.get(name)), None)
     if tag is None:
-        return ""
+        # Not known is not the same as before.
+        return f"{info.get('size')}:{uuid4().hex}"
     # Stores write it in another way when asked for one file.
     tag = tag.timestamp() if isinstance(tag, datetime) else str(tag).strip('"')
     return f"{info.get('size')}:{tag}"
@@ -339,11 +343,15 @@ def open_write(url: str) -> Iterator[IO[bytes]]:
 
 
 def sweep_temporary(folder: str) -> None:
-    """Delete what processes that were killed while they wrote have left below a folder; only local ones have any."""
+    """Delete what processes that were killed while they wrote have left below a folder; only local ones have any.
+
+    Folders below it that are an output of their own, by their ledger, are left alone.
+    """
     fs, path = open_store(folder)
     if not stores.is_local(fs):
         return
-    for place, _, names in os.walk(path):
+    for place, folders, names in os.walk(path):
+        folders[:] = [folder for folder in folders if not os.path.isdir(os.path.join(place, folder, "_ledger"))]
         for name in names:
             if _TEMPORARY.search(name):
                 with suppress(FileNotFoundError):

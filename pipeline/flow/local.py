@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.flow.blocks import UNKNOWN, in_blocks, patches_per_block, patches_per_frame
 from pipeline.flow.plan import Plan, Stages
 from pipeline.heap import keep_freed_memory
-from pipeline.records import FrameRef
+from pipeline.records import FrameRef, InputError
 from pipeline.stages import Block, Receipt, Work
 
 if TYPE_CHECKING:
@@ -22,10 +22,15 @@ if TYPE_CHECKING:
 
 
 def run_local(plan: Plan) -> Iterator[list[Receipt]]:
-    """Refine all frames on this machine; yields the receipts of each block, in order."""
+    """Refine all frames on this machine; yields the receipts of each block, in order.
+
+    InputError where a GPU is wanted and none is there.
+    """
     import torch
 
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if plan.device == "gpu" and not torch.cuda.is_available():
+        raise InputError("device is gpu: torch finds none on this machine, expected one, or device cpu")
     gpus = plan.device != "cpu" and torch.cuda.is_available()
     per_frame = patches_per_frame(plan) if _reaches_children(plan.stages) else UNKNOWN
     blocks = in_blocks(plan, per_frame, patches=patches_per_block(gpus)).frames

@@ -9,11 +9,11 @@ copy but those into shared memory. Nothing but the outputs touches the disk.
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import logging
 import os
 import pickle
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +34,7 @@ from pipeline.flow.session import (
     Placement,
     Pool,
     alive_nodes,
+    labelled,
     network_pool,
     placed,
     ray_session,
@@ -42,6 +43,7 @@ from pipeline.flow.session import (
 )
 from pipeline.heap import keep_freed_memory
 from pipeline.isolation import close_idle
+from pipeline.ledger import check_reached
 from pipeline.records import InputError
 from pipeline.stages import Receipt
 
@@ -79,20 +81,20 @@ def run_ray(plan: Plan, wish: Placement) -> Iterator[list[Receipt]]:
     sample = sampling.submit(patches_per_frame, plan)
     with sampling, ray_session():
         nodes = [node["Resources"] for node in alive_nodes()]
-        pool = network_pool(nodes, wish)
+        pool = network_pool([node["Resources"] for node in labelled(alive_nodes(), wish.refine_label)], wish)
         mode = placed(nodes, pool, wish)
         context = _data_context()
-        # A frame that takes too long is given up by its task, tried again alone, and given up there.
-        # The first machines of an autoscaler take their time: they may have to install everything.
         kind = "GPU" if "num_gpus" in pool.resources else "CPU"
-        patience = 600 if any(node.get(kind) for node in nodes) else 1800
-        context.execution_no_progress_timeout_s = int(max(patience, 4 * plan.stages.limits.seconds))
         with DataContext.current(context), _one_line_for_faults():
             cpus, gpus = sum(node.get("CPU", 0) for node in nodes), kind == "GPU"
             patches = patches_per_block(gpus, sent=mode == "spread")
             blocks = in_blocks(plan, sample.result(), patches=patches, processes=pool.size, cpus=cpus)
             close_idle()
             size = len(blocks.frames[0])
+            # The first machines of an autoscaler take their time: they may have to install everything.
+            patience = 600 if any(node.get(kind) for node in nodes) else 1800
+            # A block that takes too long is given up by its task, then by a child, then each of its frames alone.
+            context.execution_no_progress_timeout_s = int(max(patience, (size + 3) * plan.stages.limits.seconds))
             plan.place.update(placement=mode, machines=len(nodes), pool=asdict(pool), frames_per_block=size)
             rows = (_fused if mode == "fused" else _spread)(plan, blocks, wish, pool, context)
             for batch in rows.iter_batches(batch_size=None, prefetch_batches=0):
@@ -130,7 +132,7 @@ def _spread(plan: Plan, blocks: Blocks, wish: Placement, pool: Pool, context: An
             **pool.resources,
             **selected_by(wish.refine_label),
         )
-        .map_batches(partial(_write_batch, stages=plan.stages, attempts=attempts), **whole)
+        .map_batches(partial(_write_batch, stages=plan.stages, attempts=attempts, ledger=plan.ledger), **whole)
     )
 
 
@@ -141,7 +143,7 @@ def _fused(plan: Plan, blocks: Blocks, wish: Placement, pool: Pool, context: Any
     context.target_max_block_size = 1
     return _read_blocks([[block] for block in blocks.frames]).map_batches(
         _WholeActor,
-        fn_constructor_args=(plan.stages, _loading(plan, pool), pool.helpers, _count_attempts()),
+        fn_constructor_args=(plan.stages, _loading(plan, pool), pool.helpers, _count_attempts(), plan.ledger),
         batch_size=blocks_at_once(len(blocks.frames), pool),
         compute=ActorPoolStrategy(min_size=1, initial_size=pool.size, max_size=pool.size),
         **pool.resources,
@@ -206,11 +208,12 @@ def _data_context() -> Any:
 @contextmanager
 def _one_line_for_faults() -> Iterator[None]:
     """Raise what a task raised, where it is the store's or the input's fault, instead of Ray's account of it."""
+    from ray.data.exceptions import ExecutionTimeoutError
     from ray.exceptions import RayError, RayTaskError
 
     try:
         yield
-    except RayError as error:
+    except (RayError, ExecutionTimeoutError) as error:
         cause: BaseException | None = error
         # Ray's own error is of the type of what it wraps, too, but has a traceback as its text.
         while cause is not None and (isinstance(cause, RayTaskError) or not isinstance(cause, InputError | OSError)):
@@ -278,13 +281,13 @@ def _extract_batch(batch: pa.Table, stages: Stages, attempts: Any) -> pa.Table:
 @contextmanager
 def _ended_after(seconds: float) -> Iterator[None]:
     """End this process where it takes longer: nothing else stops a call into C. Ray tries its task again."""
-    timer = threading.Timer(seconds, os._exit, (1,))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+    # Unlike a thread of Python's it also ends a call that holds the interpreter's lock.
+    with open(os.devnull, "w") as nowhere:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
 
 class _RefineActor:
@@ -321,20 +324,24 @@ def _loaded(load: Callable[[], Refiner], threads: int, on_gpu: bool) -> Refiner:
     return load()
 
 
-def _write_batch(batch: pa.Table, stages: Stages, attempts: Any) -> dict[str, np.ndarray]:
+def _write_batch(batch: pa.Table, stages: Stages, attempts: Any, ledger: bool) -> dict[str, np.ndarray]:
+    if ledger:
+        check_reached(stages.writer.output)
     works, side = works_in(batch), stages.cutting.patch_px
     probabilities = unpacked(batch["probabilities"], (side, side), np.uint16)
     with _attempt(attempts, "write", works[0].frame_id) as earlier:
         if earlier:
             receipts = stages.finish_isolated(works, probabilities)
         else:
-            with _ended_after(len(works) * stages.limits.seconds):
+            with _ended_after(stages.limits.seconds):
                 receipts = stages.finish(works, probabilities)
     return {"receipts": np.array([pickle.dumps(receipts)], object)}
 
 
 class _WholeActor:
-    def __init__(self, stages: Stages, load: Callable[[], Refiner], helpers: int, attempts: Any) -> None:
+    def __init__(self, stages: Stages, load: Callable[[], Refiner], helpers: int, attempts: Any, ledger: bool) -> None:
+        if ledger:
+            check_reached(stages.writer.output)
         self.stages, self.load, self.helpers, self.attempts = stages, load, helpers, attempts
         # Loaded in the thread that calls, which is not the one that makes the actor.
         self.network = lru_cache(load)

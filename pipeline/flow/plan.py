@@ -123,7 +123,7 @@ class Stages:
         """As `finish`, in a child process: of a block that ends it, the frame that did it is set aside."""
         with isolated(2 * self.limits.memory_bytes) as child:
             try:
-                return child.call(self.finish, works, probabilities, seconds=len(works) * self.limits.seconds)
+                return child.call(self.finish, works, probabilities, seconds=self.limits.seconds)
             except ChildError as death:
                 if len(works) == 1:
                     set_aside(works[0], InputError(f"{works[0].file_name}: writing it {death}"))
@@ -156,6 +156,8 @@ class Plan:
     """Frames that are refined and committed together; by their patches (`blocks`) where None."""
     device: Device = "auto"
     """What `load_refiner` loads the network for."""
+    ledger: bool = False
+    """Whether there is a ledger on the output, by which every machine can tell that it sees the same one."""
     place: dict[str, Any] = field(default_factory=dict)
     """Where it runs, told by what runs it: `placement`, number of `machines`, `pool`, `ray_data_stats`."""
 
@@ -171,7 +173,7 @@ def load_refiner(
 ) -> Refiner:
     """The network of a checkpoint, in the process that will run it, by the backend for what that has.
 
-    InputError where this machine cannot calculate in the precision, or has not the device.
+    InputError where this machine cannot calculate in the precision.
     """
     import torch
 
@@ -179,10 +181,8 @@ def load_refiner(
     from model.backend import UnsupportedError
     from model.checkpoint import load
 
-    there = torch.cuda.is_available()
-    if device == "gpu" and not there:
-        raise InputError("device is gpu: torch finds none on this machine, expected one, or device cpu")
-    on, backend = ("cuda", gpu_backend) if there and device != "cpu" else ("cpu", cpu_backend)
+    on_gpu = torch.cuda.is_available() and device != "cpu"
+    on, backend = ("cuda", gpu_backend) if on_gpu else ("cpu", cpu_backend)
     network = load(checkpoint, storage.read(checkpoint))
     try:
         return Refiner(network, on, precision=precision, batch_size=batch_size, backend=backend)

@@ -47,6 +47,12 @@ def selected_by(label: str | None) -> dict[str, Any]:
     return {"label_selector": {key: value}}
 
 
+def labelled(nodes: Sequence[Mapping[str, Any]], label: str | None) -> list[Mapping[str, Any]]:
+    """The machines with a label, as Ray describes them; all where none of them has it, or none is asked for."""
+    wanted = selected_by(label).get("label_selector", {}).items()
+    return [node for node in nodes if wanted <= node["Labels"].items()] or [*nodes]
+
+
 @dataclass(frozen=True)
 class Pool:
     """The network processes of a run."""
@@ -66,26 +72,33 @@ def network_pool(nodes: Sequence[Mapping[str, float]], wish: Placement) -> Pool:
 
     With GPUs a process reserves no CPU: Ray would set one aside for each, and starve the reading tasks without a word.
     Without, `workers` (one per machine unless given) processes take shares of the CPUs that leave each of them a place,
-    use all threads of their share, and leave a quarter of it (at least one) to the other stages. InputError where GPUs
-    are to come later and nobody says how many.
+    use all threads of their share, and leave a quarter of it (at least one) to the other stages. InputError where
+    machines are to come later and nobody says for how many.
     """
     gpus, workers = sum(node.get("GPU", 0) for node in nodes), wish.workers
     if wish.device == "gpu" and not gpus and workers is None:
         raise InputError("device is gpu and no machine with one is up: expected --workers to say how many may come")
     if wish.device == "gpu" or (gpus and wish.device == "auto"):
-        size = workers or max(1, int(gpus / wish.gpus_per_worker))
+        size = workers or max(1, sum(room(node.get("GPU", 0), wish.gpus_per_worker) for node in nodes))
         beside = [node.get("CPU", 0) * wish.gpus_per_worker / node["GPU"] for node in nodes if node.get("GPU")]
         helpers = helpers_beside(int(min(beside, default=1)), gpus=True)
         return Pool(size, {"num_gpus": wish.gpus_per_worker, "num_cpus": 0}, 1, helpers)
     cpus = [int(node.get("CPU", 0)) for node in nodes if node.get("CPU", 0) >= 1]
     if not cpus:
         # An autoscaler has still to start them, and does so only for what is reserved.
-        return Pool(workers or 1, {"num_cpus": 0.99}, 1, 1)
+        if workers is None:
+            raise InputError("no machine is up: expected --workers to say how many may come, and --device cpu or gpu")
+        return Pool(workers, {"num_cpus": 0.99}, 1, 1)
     size = workers or len(cpus)
     share = next((s for s in range(max(cpus), 1, -1) if sum(count // s for count in cpus) >= size), 1)
     reserved = share - max(1, share // 4)
     # Not a whole number: Ray Data would run cutting inside the network's process if both reserved the same.
     return Pool(size, {"num_cpus": reserved - 0.01 if reserved else 0}, share, helpers_beside(share, gpus=False))
+
+
+def room(there: float, share: float) -> int:
+    """Processes with so many GPUs or CPUs, or a share of one, for which a machine has room; none gets two parts."""
+    return int(there // share) if share >= 1 else int(there) * int(1 / share + 1e-6)
 
 
 def without_gpus() -> None:

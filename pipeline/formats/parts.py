@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, OrderedDict
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -78,6 +79,20 @@ class PartError(InputError):
         self.path = path
 
 
+def damaged(output: str, parts: Collection[str]) -> set[str]:
+    """The parts that are not there, or cannot be read."""
+
+    def fault(path: str) -> str:
+        try:
+            Parts(output, {}).table(path)
+        except PartError:
+            return path
+        return ""
+
+    with ThreadPoolExecutor(16) as threads:
+        return {path for path in threads.map(fault, parts) if path}
+
+
 class Parts:
     """Reads parts back, holding a bounded number of them at a time."""
 
@@ -95,7 +110,7 @@ class Parts:
         # Arrow's threads, which `read_table` always uses, may hold Python's bytes until it exits, and abort it.
         try:
             table = pq.ParquetFile(pa.BufferReader(storage.read(url))).read(use_threads=False).combine_chunks()
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (InputError, pa.ArrowException, OSError, ValueError) as error:
             raise PartError(path, f"{url}: expected a part that can be read: {error!s:.200}") from None
         if table.schema != PART_SCHEMA:
             raise PartError(path, f"{url}: expected a part that this version of the program wrote")

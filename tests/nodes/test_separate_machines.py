@@ -84,6 +84,16 @@ def test_a_worker_on_each_machine_trains(site, inputs, bucket):
     assert objects(f"{bucket}/run")["log.jsonl"].count(b"\n") == 4
 
 
+def test_machines_that_see_another_output_end_the_run(site, inputs):
+    # A path that every machine has, on a disk of its own.
+    output = site.here.root / "out"
+    job = site.start(HEAD, refine(inputs, str(output), "--placement=spread"), RAY_ADDRESS=site.gcs)
+    assert job.wait() == 1, job.said()
+    assert f"error: {output}: is another place on machine" in job.said()
+    site.start(HEAD, ["rm", "-r", str(output)]).wait()
+    site.start(WORKER, ["rm", "-rf", str(output)]).wait()
+
+
 def test_nothing_but_the_store_is_left_with_files_of_the_jobs(site):
     left = {file for machine in site.machines.values() for file in machine.files() if "ray" not in file.parts}
     assert left == set()

@@ -14,7 +14,7 @@ from pipeline import flow
 from pipeline.config import RefineConfig
 from pipeline.flow import Plan, Stages, load_refiner, on_ray, session
 from pipeline.flow.on_ray import blocks_at_once
-from pipeline.flow.session import Placement, Pool, network_pool, placed, selected_by
+from pipeline.flow.session import Placement, Pool, labelled, network_pool, placed, selected_by
 from pipeline.formats.cityscapes import CityscapesReader
 from pipeline.guard import GuardConfig
 from pipeline.limits import LimitsConfig
@@ -239,6 +239,7 @@ def test_a_dump_without_frames_is_an_error_that_names_it(tmp_path, checkpoint_pa
         ([{"CPU": 16.0}, {"CPU": 4.0}, {"CPU": 4.0}], 6, Pool(6, {"num_cpus": 2.99}, 4, 1)),
         ([{"CPU": 16.0, "GPU": 2.0}], None, Pool(2, {"num_gpus": 1.0, "num_cpus": 0}, 1, 8)),
         ([{"CPU": 16.0, "GPU": 2.0}], 1, Pool(1, {"num_gpus": 1.0, "num_cpus": 0}, 1, 8)),
+        ([], 3, Pool(3, {"num_cpus": 0.99}, 1, 1)),
     ],
 )
 def test_network_processes_fit_the_machines_and_leave_cpus_for_the_other_stages(nodes, workers, expected):
@@ -251,6 +252,20 @@ def test_gpus_that_an_autoscaler_will_start_are_waited_for_in_a_known_number():
     assert network_pool(nothing_up, Placement(device="gpu", workers=4)) == expected
     with pytest.raises(InputError, match="expected --workers to say how many may come"):
         network_pool(nothing_up, Placement(device="gpu"))
+
+
+def test_machines_that_an_autoscaler_will_start_are_waited_for_in_a_known_number():
+    with pytest.raises(InputError, match="no machine is up: expected --workers to say how many may come"):
+        network_pool([], Placement())
+
+
+@pytest.mark.parametrize(
+    ("gpus", "share", "expected"),
+    [([1] * 8, 0.6, 8), ([2], 0.4, 4), ([2], 0.25, 8), ([1, 3], 2, 1), ([4, 4], 1, 8), ([1], 1 / 3, 3)],
+)
+def test_processes_that_share_gpus_are_as_many_as_find_a_place_on_one(gpus, share, expected):
+    nodes = [{"CPU": 16.0, "GPU": float(count)} for count in gpus]
+    assert network_pool(nodes, Placement(gpus_per_worker=share)).size == expected
 
 
 def test_the_network_stays_on_cpus_where_it_is_told_to():
@@ -337,10 +352,21 @@ def test_a_process_that_has_reserved_no_gpu_sees_none(monkeypatch):
 
 
 def test_the_network_is_loaded_for_the_device_that_was_asked_for(monkeypatch, checkpoint_path):
-    with pytest.raises(InputError, match="device is gpu: torch finds none on this machine"):
-        load_refiner(str(checkpoint_path), "fp32", 2, "torch", "auto", "gpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert load_refiner(str(checkpoint_path), "fp32", 2, "torch", "auto", "cpu").device.type == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_wanted_without_ray_has_to_be_there(tmp_path, checkpoint_path):
+    dump = make_dump(tmp_path / "dump", frames=1)
+    with pytest.raises(InputError, match="device is gpu: torch finds none on this machine"):
+        _run(dump.config("coco", tmp_path / "out", checkpoint_path, local=True, device="gpu"))
+
+
+def test_only_machines_with_the_label_of_refining_count_for_its_processes():
+    nodes = [{"Labels": {"bpr-role": role}} for role in ("refine", "extract", "refine")]
+    assert labelled(nodes, "bpr-role=refine") == [nodes[0], nodes[2]]
+    assert labelled(nodes, "bpr-role=other") == labelled(nodes, None) == nodes
 
 
 def test_what_the_network_cannot_do_is_an_error_of_the_run_not_a_traceback():

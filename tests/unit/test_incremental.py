@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import flow
+from pipeline import flow, storage
 from pipeline.config import RefineConfig
 from pipeline.records import InputError
 from pipeline.run import run
@@ -297,3 +299,91 @@ def test_a_run_with_nothing_to_do_loads_neither_torch_nor_ray(tmp_path, dump, ch
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == 0, done.stderr
     assert "0 new, 0 changed, 0 removed, 7 unchanged" in done.stdout
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("why", ["images away", "predictions away", "restart"])
+def test_files_that_a_run_took_back_before_it_ended_are_made_again(
+    tmp_path, dump, checkpoint_path, refined, monkeypatch, why, end
+):
+    config = _config(dump, "cityscapes", tmp_path / "out", checkpoint_path)
+    _run(config)
+    whole = tree(tmp_path / "out")
+    # What a mount or a copy shows for a moment.
+    folder, away = dump.root / ("images" if why == "images away" else "cityscapes"), dump.root / "away"
+    if why == "restart":
+        again = replace(config, restart=True, limit=2)
+    else:
+        shutil.copytree(folder, away)
+        for path in [*folder.glob("frame_00[1-5]*")]:
+            path.unlink()
+        again = replace(config, prune=True)
+    removed, remove = [], storage.remove
+
+    def ends_on_the_way(url):
+        remove(url)
+        removed.append(url)
+        if len(removed) == 4:
+            raise end("in between")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove", ends_on_the_way)
+        with pytest.raises(end):
+            _run(again)
+    if why != "restart":
+        shutil.rmtree(folder)
+        shutil.copytree(away, folder)
+    _run(config)
+    assert tree(tmp_path / "out") == whole
+
+
+def _with_ledger(output):
+    """Every file but the records of runs, which have names of their own."""
+    return {path: path.read_bytes() for path in output.rglob("*") if path.is_file() and path.parent.name != "runs"}
+
+
+def test_a_run_whose_output_another_has_taken_over_writes_nothing_more(
+    tmp_path, dump, checkpoint_path, refined, monkeypatch
+):
+    config = _config(dump, "coco", tmp_path / "out", checkpoint_path, frames_per_block=2)
+    lease = tmp_path / "out" / "_ledger" / "lease.json"
+    original, seen = flow.run_local, []
+
+    def taken_over(plan):
+        yield from original(plan)
+        # By a run on a machine of the same clock, before a heartbeat of this one could tell.
+        lease.write_text(json.dumps(json.loads(lease.read_text()) | {"run_id": "another"}))
+        seen.append(_with_ledger(tmp_path / "out"))
+
+    monkeypatch.setattr(flow, "run_local", taken_over)
+    with pytest.raises(InputError, match="run another on host"):
+        _run(config)
+    assert _with_ledger(tmp_path / "out") == seen[0]
+    assert not (tmp_path / "out" / "refined.json").exists()
+    assert json.loads(lease.read_text())["run_id"] == "another"
+
+
+def test_all_parts_that_are_lost_are_made_again_by_the_next_run(tmp_path, dump, checkpoint_path, refined):
+    config = _config(dump, "parquet", tmp_path / "out", checkpoint_path, frames_per_block=1)
+    _run(config)
+    whole = (tmp_path / "out" / "part-00000.parquet").read_bytes()
+    parts = sorted((tmp_path / "out" / "_ledger" / "parts").iterdir())
+    parts[0].write_bytes(b"torn")
+    for part in parts[2:]:
+        part.unlink()
+    (tmp_path / "out" / "part-00000.parquet").unlink()
+    with pytest.raises(InputError, match=f"refines the {len(parts) - 1} frames of {len(parts) - 1} such parts again"):
+        _run(config)
+    assert _run(config).frames == len(parts) - 1
+    assert (tmp_path / "out" / "part-00000.parquet").read_bytes() == whole
+
+
+def test_a_ledger_that_cannot_be_read_keeps_its_list_of_frames_set_aside(tmp_path, dump, checkpoint_path, refined):
+    config = _config(dump, "coco", tmp_path / "out", checkpoint_path)
+    (dump.root / "images" / "frame_001.png").write_bytes(b"")
+    _run(config)
+    aside = (tmp_path / "out" / "_ledger" / "quarantine.csv").read_bytes()
+    (tmp_path / "out" / "_ledger" / "run.json").write_text("[]")
+    with pytest.raises(InputError, match=r"run\.json: expected json as an earlier run wrote it"):
+        _run(config)
+    assert (tmp_path / "out" / "_ledger" / "quarantine.csv").read_bytes() == aside

@@ -347,7 +347,7 @@ def test_a_torn_part_is_one_line_and_its_frames_are_refined_again(run, flags, tm
     (tmp_path / "out" / "refined.json").unlink()
     status, _, error = run(*flags("coco", limit=2, frames_per_block=2))
     assert status == 1
-    assert _is_one_line(error, part, "the same command refines its 2 frames again")
+    assert _is_one_line(error, part, "the same command refines the 2 frames of 1 such parts again")
     assert run(*flags("coco", limit=2, frames_per_block=2))[0] == 0
     assert tree(tmp_path / "out") == whole
 

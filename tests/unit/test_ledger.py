@@ -64,7 +64,7 @@ def test_receipts_reach_storage_also_while_a_run_waits_for_more(tmp_path, ledger
     ledger.record([_receipt("a")])
     ledger._flushed = time.monotonic() + 3600
     ledger.record([_receipt("b")])
-    with ledger.flushed(lambda: None):
+    with ledger.flushed():
         end = time.monotonic() + 30
         while len(list(read_receipts(ledger.output))) < 2 and time.monotonic() < end:
             time.sleep(0.01)
@@ -79,10 +79,13 @@ def test_a_run_that_lost_its_output_writes_no_receipt_while_it_waits(ledger, mon
         checked.set()
         raise InputError("another run has taken the output over")
 
+    ledger.confirm = lost
     ledger._flushed = time.monotonic() + 3600
     ledger.record([_receipt("a")])
-    with ledger.flushed(lost):
+    with ledger.flushed():
         assert checked.wait(30)
+    with pytest.raises(InputError, match="taken the output over"):
+        ledger.close()
     assert not list(read_receipts(ledger.output))
 
 
@@ -95,7 +98,7 @@ def test_a_store_that_fails_while_a_run_waits_fails_the_run_itself(ledger, monke
     ledger._flushed = 0.0
     monkeypatch.setattr("pipeline.ledger.FLUSH_SECONDS", 0.01)
     monkeypatch.setattr("pipeline.storage.put", full)
-    with ledger.flushed(lambda: None), pytest.raises(OSError, match="no space left"):
+    with ledger.flushed(), pytest.raises(OSError, match="no space left"):
         ledger.record([_receipt("b")])
     monkeypatch.undo()
     ledger.flush()

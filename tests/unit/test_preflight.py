@@ -157,7 +157,7 @@ def test_a_frame_id_that_occurs_twice_is_named(dump, config):
 
 
 def test_a_file_that_breaks_the_decoder_is_a_finding_too(config, monkeypatch):
-    def breaks(url):
+    def breaks(*_):
         raise cv2.error("too large")
 
     monkeypatch.setattr(preflight_frames, "decode_image", breaks)

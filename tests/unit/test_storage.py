@@ -64,6 +64,15 @@ def test_a_version_is_another_once_a_file_was_written_anew(root):
     assert after["b/c.txt"] == before["b/c.txt"]
 
 
+@pytest.mark.parametrize("name", ["mtime", "modificationTime", "modify"])
+def test_the_time_of_a_change_is_known_by_all_its_names(name):
+    assert storage._version_of({"size": 5, name: 17}) == "5:17"
+
+
+def test_a_file_of_which_a_store_tells_neither_tag_nor_time_is_never_the_same_as_before():
+    assert storage._version_of({"size": 5}) != storage._version_of({"size": 5})
+
+
 def test_the_version_of_a_link_is_that_of_the_file_it_leads_to(tmp_path):
     (tmp_path / "file").write_bytes(b"12")
     (tmp_path / "link").symlink_to("file")
@@ -88,6 +97,16 @@ def test_what_a_killed_writer_has_left_is_swept_and_nothing_else(tmp_path):
     storage.sweep_temporary(str(tmp_path))
     assert not left.exists()
     assert all(path.exists() for path in kept)
+
+
+def test_an_output_below_another_is_not_swept_with_it(tmp_path):
+    other = tmp_path / "inner" / "x.0123456789abcdef0123456789abcdef.tmp"
+    (other.parent / "_ledger").mkdir(parents=True)
+    other.touch()
+    storage.sweep_temporary(str(tmp_path))
+    assert other.exists()
+    storage.sweep_temporary(str(other.parent))
+    assert not other.exists()
 
 
 def test_a_full_disk_names_the_file(tmp_path):

@@ -172,7 +172,12 @@ def _finish(ledger: Ledger, writer: Writer, refs: Sequence[FrameRef], confirm: C
             raise InputError(
                 f"{error}; the same command refines the {len(frames)} frames of {len(lost)} such parts again"
             ) from None
-        confirm()
+        try:
+            confirm()
+        except InputError:
+            # It may have replaced the other run's, which the next run is to make anew.
+            ledger.note_finished(None)
+            raise
         ledger.note_finished(key)
     confirm()
     sweep(ledger.output, {*ledger.parts.values()})

@@ -70,11 +70,17 @@ class Ledger:
         self._started = False
 
     def open(self, fingerprint: dict[str, Any]) -> None:
-        """`load`, then `start`."""
-        self.load(fingerprint)
+        """`load`, then `start`, for a job that knows no `--restart`."""
+        self.load(fingerprint, advice="choose another output")
         self.start(fingerprint)
 
-    def load(self, fingerprint: dict[str, Any], *, restart: bool = False) -> None:
+    def load(
+        self,
+        fingerprint: dict[str, Any],
+        *,
+        restart: bool = False,
+        advice: str = "choose another output, or --restart to refine every frame anew",
+    ) -> None:
         """Know what earlier runs have done.
 
         Raises InputError where the output holds frames of a run with another fingerprint, naming the first difference,
@@ -101,8 +107,7 @@ class Ledger:
         if before != fingerprint and self.parts and not restart:
             key = min(key for key in {*before, *fingerprint} if before.get(key) != fingerprint.get(key))
             raise InputError(
-                f"{run}: this output was made with {key} = {before.get(key)!r}, not {fingerprint.get(key)!r};"
-                " choose another output, or --restart to refine every frame anew"
+                f"{run}: this output was made with {key} = {before.get(key)!r}, not {fingerprint.get(key)!r}; {advice}"
             )
 
     def start(self, fingerprint: dict[str, Any], *, restart: bool = False) -> None:

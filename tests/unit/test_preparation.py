@@ -236,7 +236,7 @@ def test_predictions_of_a_category_that_the_ground_truth_lacks_are_left_out_not_
 
 def test_other_settings_on_the_same_output_are_refused(truth, tmp_path):
     _prepare(truth, tmp_path / "out")
-    with pytest.raises(InputError, match=r"made with nms_threshold = 0\.25"):
+    with pytest.raises(InputError, match=r"made with nms_threshold = 0\.25, not 0\.3; choose another output$"):
         _prepare(truth, tmp_path / "out", nms_threshold=0.3)
 
 

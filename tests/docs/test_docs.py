@@ -81,7 +81,7 @@ def flags() -> set[str]:
     return found
 
 
-FOREIGN = {"--runtime-env", "--runtime-env-json", "--shm-size"}
+FOREIGN = {"--metrics-export-port", "--runtime-env", "--runtime-env-json", "--shm-size"}
 """Flags of Ray and Docker that the pages speak of."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
@@ -28,6 +29,15 @@ NMS_THRESHOLDS: dict[Quality, dict[str, float]] = {
     "best": {"cityscapes": 0.55, "coco": 0.35, "parquet": 0.35},
 }
 """IoU above which one patch suppresses another; `default` is what the reference takes for each kind of data set."""
+
+MAX_PATCH_PX = 4096
+"""Largest side of a patch with its padding; of larger ones a few would not fit the memory."""
+
+MAX_BATCH = 65_536
+"""Most patches of a batch; more would not fit the memory of any GPU."""
+
+MAX_BLOCK_FRAMES = 512
+"""Most frames of a block; that many times the longest limit for a frame is as long as an operating system waits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,15 +122,29 @@ class RefineConfig:
     def __post_init__(self) -> None:
         if self.nms_threshold is not None and not 0 < self.nms_threshold < 1:
             raise InputError(f"nms_threshold is {self.nms_threshold}: expected a number between 0 and 1")
-        for name, least in (("patch_size", 8), ("padding", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}: expected at least {least}")
-        if not self.gpus_per_worker > 0:
+        check_patch_size(self.patch_size, self.padding)
+        if not 0 < self.gpus_per_worker < math.inf:
             raise InputError(f"gpus_per_worker is {self.gpus_per_worker}: expected a number above 0")
-        for name in ("batch_size", "frames_per_block", "workers", "limit"):
+        for name, most in (
+            ("batch_size", MAX_BATCH),
+            ("frames_per_block", MAX_BLOCK_FRAMES),
+            ("workers", None),
+            ("limit", None),
+        ):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} is {value}: expected at least 1")
+            if value is not None and (value < 1 or value > (most or value)):
+                raise InputError(f"{name} is {value}: expected at least 1" + (f", at most {most}" if most else ""))
+
+
+def check_patch_size(patch_size: int, padding: int) -> None:
+    """Raise InputError for patches that are too small to refine, or too large to hold in memory."""
+    for name, value, least in (("patch_size", patch_size, 8), ("padding", padding, 0)):
+        if value < least:
+            raise InputError(f"{name} is {value}: expected at least {least}")
+    if patch_size + 2 * padding > MAX_PATCH_PX:
+        raise InputError(
+            f"patch_size is {patch_size} and padding {padding}: expected at most {MAX_PATCH_PX} px on a side together"
+        )
 
 
 def parse(config_class: type[Config], arguments: list[str]) -> Config:
@@ -131,21 +155,31 @@ def parse(config_class: type[Config], arguments: list[str]) -> Config:
     """
     if arguments and arguments[0].endswith((".yaml", ".yml")):
         path = arguments[0]
+        content = storage.read(path)
         try:
-            settings = yaml.load(storage.read(path), _Loader)
-        except yaml.YAMLError as error:
+            settings = yaml.load(content, _Loader)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # of values such as 09, and of endless nesting
             raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
         arguments = [*_flags(path, config_class, settings), *arguments[1:]]
     return tyro.cli(config_class, args=arguments)
 
 
 class _Loader(yaml.SafeLoader):
-    """Without YAML 1.1's integers to the base of 60, by which `2:8` would be 128."""
+    """Takes no key twice, and does without YAML 1.1's integers to the base of 60, by which `2:8` would be 128."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, re.compile(r"[-+]?[0-9]+$") if tag.endswith(":int") else pattern) for tag, pattern in resolvers]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = set()
+        for key, _ in node.value:
+            name = str(key.value).replace("-", "_")
+            if name in names:
+                raise yaml.YAMLError(f"{key.value} is given twice, again in line {key.start_mark.line + 1}")
+            names.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def _flags(path: str, config_class: type, settings: Any, group: str = "") -> list[str]:
@@ -157,6 +191,9 @@ def _flags(path: str, config_class: type, settings: Any, group: str = "") -> lis
     for key, value in settings.items():
         name = str(key).replace("-", "_")
         if name not in known:
+            first, _, rest = name.partition(".")
+            if rest and is_dataclass(known.get(first)):
+                raise InputError(f"{path}: unknown setting '{group}{key}'; write {first}: with {rest}: below it")
             raise InputError(f"{path}: unknown setting '{group}{key}'; known are {', '.join(known)}")
         flag = group + name.replace("_", "-")
         if is_dataclass(known[name]):
@@ -165,6 +202,8 @@ def _flags(path: str, config_class: type, settings: Any, group: str = "") -> lis
             if not isinstance(value, bool):
                 raise InputError(f"{path}: {group}{key} is {value!r}: expected true or false")
             flags.append(f"--{flag}" if value else f"--{group}no-{name.replace('_', '-')}")
+        elif any(isinstance(one, dict | list) for one in (value if isinstance(value, list) else [value])):
+            raise InputError(f"{path}: {group}{key} is {value!r:.80}: expected a plain value")
         elif isinstance(value, list):
             flags += [f"--{flag}", *map(str, value)]
         elif value is not None:

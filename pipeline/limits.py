@@ -12,6 +12,10 @@ from pipeline.records import InputError
 LEAST_MEMORY_GB = 0.1
 """A process that reads and writes frames needs about that much for itself."""
 
+MOST_MEMORY_GB = 1e6
+MOST_SECONDS = 3600.0
+"""No machine has more memory, and no operating system waits for much longer than a block of such frames."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
@@ -23,10 +27,11 @@ class LimitsConfig:
     """Most memory that the image and masks of one frame may need, a mask being held over its bounding box only."""
 
     def __post_init__(self) -> None:
-        if not self.seconds > 0:
-            raise InputError(f"limits.seconds is {self.seconds}: expected a number above 0")
-        if not self.memory_gb >= LEAST_MEMORY_GB:
-            raise InputError(f"limits.memory_gb is {self.memory_gb}: expected at least {LEAST_MEMORY_GB}")
+        if not 0 < self.seconds <= MOST_SECONDS:
+            raise InputError(f"limits.seconds is {self.seconds}: expected a number above 0, at most {MOST_SECONDS:g}")
+        if not LEAST_MEMORY_GB <= self.memory_gb <= MOST_MEMORY_GB:
+            expected = f"at least {LEAST_MEMORY_GB}, at most {MOST_MEMORY_GB:g}"
+            raise InputError(f"limits.memory_gb is {self.memory_gb}: expected {expected}")
 
     @property
     def memory_bytes(self) -> int:

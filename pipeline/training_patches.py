@@ -13,7 +13,7 @@ import numpy as np
 from model.coarsen import KINDS, coarsen
 from model.compose import lay_over
 from pipeline import storage
-from pipeline.config import Format
+from pipeline.config import MAX_BLOCK_FRAMES, Format, check_patch_size
 from pipeline.formats import Reader
 from pipeline.ground_truth import GroundTruth, TrueInstance, TruthRef
 from pipeline.metrics.overlap import Located, Region, intersection
@@ -24,6 +24,9 @@ from pipeline.stages import decode_image
 
 MIN_IOU = 0.5
 """A coarse mask that overlaps its target less teaches nothing (the reference's rule)."""
+
+MAX_SCALE = 16
+"""Most that a photograph is magnified; a larger one would not fit the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,7 @@ class PrepareConfig:
     val_share: float = 0.1
     """Share of the images whose patches go into the validation split."""
     seed: int = 0
+    """Of everything random: splits, generated masks, scales, what is drawn."""
     frames_per_block: int = 16
     """Frames that are cut, and whose patches are written, together: the patches of a shard."""
     local: bool = False
@@ -83,16 +87,20 @@ class PrepareConfig:
         for name in ("coarsened", "composite", "val_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}: expected a share between 0 and 1")
-        for name, least in (("visits", 1), ("patch_size", 8), ("padding", 0), ("frames_per_block", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}: expected at least {least}")
+        check_patch_size(self.patch_size, self.padding)
+        if self.visits < 1:
+            raise InputError(f"visits is {self.visits}: expected at least 1")
+        if not 1 <= self.frames_per_block <= MAX_BLOCK_FRAMES:
+            expected = f"at least 1, at most {MAX_BLOCK_FRAMES}"
+            raise InputError(f"frames_per_block is {self.frames_per_block}: expected {expected}")
         for name in ("patches_per_object", "max_instances", "limit"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}: expected at least 1")
         if not 0 < self.nms_threshold < 1:
             raise InputError(f"nms_threshold is {self.nms_threshold}: expected a number between 0 and 1")
-        if not 0 < self.scale[0] <= self.scale[1]:
-            raise InputError(f"scale is {self.scale}: expected the smallest and the largest factor, above 0")
+        if not 0 < self.scale[0] <= self.scale[1] <= MAX_SCALE:
+            expected = f"the smallest and the largest factor, above 0 and at most {MAX_SCALE}"
+            raise InputError(f"scale is {self.scale}: expected {expected}")
         if self.failure not in ("mixed", *KINDS):
             raise InputError(f"failure is {self.failure!r}: expected mixed, {', '.join(KINDS)}")
         if self.predictions is None and (self.coarsened or self.image_list or self.image_pattern):

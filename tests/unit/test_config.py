@@ -19,12 +19,25 @@ def test_flags_override_the_yaml_file(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("nms: 0.3", "unknown setting 'nms'"), ("- a", "expected a mapping of settings"), ("a: [", "not YAML")],
+    [
+        ("nms: 0.3", "unknown setting 'nms'"),
+        ("- a", "expected a mapping of settings"),
+        ("a: [", "not YAML"),
+        ("limit: 09", "not YAML .*09"),
+        ("output: 2024-99-99", "not YAML"),
+        ("[" * 5000, "not YAML"),
+        ("output: {a: 1}", "output is {'a': 1}: expected a plain value"),
+        ("output: [[a]]", r"output is \[\['a'\]\]: expected a plain value"),
+        ("limit: 1\nlocal: true\nlimit: 2", "limit is given twice, again in line 3"),
+        ("batch_size: 1\nbatch-size: 2", "batch-size is given twice"),
+        ("guard: {min_iou: 0, min_iou: 1}", "min_iou is given twice"),
+        ("guard.min-area: 100", "unknown setting 'guard.min-area'; write guard: with min_area: below it"),
+    ],
 )
 def test_a_wrong_yaml_file_is_named(tmp_path, text, message):
     path = tmp_path / "run.yaml"
     path.write_text(text)
-    with pytest.raises(InputError, match=rf"run\.yaml: .*{message}|run\.yaml: {message}"):
+    with pytest.raises(InputError, match=rf"run\.yaml: .*{message}"):
         parse(RefineConfig, [str(path), *NEEDED])
 
 
@@ -34,6 +47,12 @@ def test_a_wrong_yaml_file_is_named(tmp_path, text, message):
         (["--limit", "0"], "limit is 0: expected at least 1"),
         (["--nms-threshold", "2"], "nms_threshold is 2.0: expected a number between 0 and 1"),
         (["--padding", "-1"], "padding is -1: expected at least 0"),
+        (["--padding", "100000"], "patch_size is 64 and padding 100000: expected at most 4096 px"),
+        (["--patch-size", "100000"], "patch_size is 100000 and padding 0: expected at most 4096 px"),
+        (["--batch-size", "100000000"], "batch_size is 100000000: expected at least 1, at most 65536"),
+        (["--frames-per-block", "513"], "frames_per_block is 513: expected at least 1, at most 512"),
+        (["--gpus-per-worker", "inf"], "gpus_per_worker is inf: expected a number above 0"),
+        (["--limits.seconds", "inf"], "limits.seconds is inf: expected a number above 0, at most 3600"),
         (["--guard.min-iou", "2"], "guard.min_iou is 2.0: expected a number from 0 to 1"),
         (["--guard.max-area-ratio", "0.5"], "guard.max_area_ratio is 0.5: expected at least 1"),
     ],

@@ -59,7 +59,16 @@ def test_a_frame_whose_masks_do_not_fit_is_set_aside_without_reading_the_rest(tm
     assert len(patches) == 0
 
 
-@pytest.mark.parametrize("setting", [{"seconds": 0}, {"memory_gb": 0.09}, {"memory_gb": float("nan")}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"seconds": 0},
+        {"seconds": float("inf")},
+        {"memory_gb": 0.09},
+        {"memory_gb": float("nan")},
+        {"memory_gb": float("inf")},
+    ],
+)
 def test_a_limit_that_is_none_is_refused(setting):
     with pytest.raises(InputError, match=f"limits.{next(iter(setting))} is"):
         LimitsConfig(**setting)

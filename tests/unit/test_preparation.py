@@ -276,3 +276,17 @@ def test_cityscapes_predictions_are_matched_with_instance_ids_by_the_images_name
     assert card["instances"] == 1
     assert list(card["patches_by_class"]) == ["car"]
     assert {row["frame_id"] for row in _rows(tmp_path / "out")} == {"ulm_0_0"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"patch_size": 100_000}, "patch_size is 100000 and padding 0: expected at most 4096 px"),
+        ({"padding": 2048}, "patch_size is 64 and padding 2048: expected at most 4096 px"),
+        ({"scale": (1.0, float("inf"))}, "expected the smallest and the largest factor, above 0 and at most 16"),
+        ({"frames_per_block": 0}, "frames_per_block is 0: expected at least 1, at most 512"),
+    ],
+)
+def test_patches_that_no_memory_holds_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        PrepareConfig(ground_truth="g", images="i", output="o", **settings)

@@ -17,6 +17,7 @@ from pipeline.conversion import detectron2, mmdetection, torchvision, ultralytic
 from pipeline.conversion.entries import Entry, check_entry, is_empty
 from pipeline.conversion.image_list import ImageList, read_image_list
 from pipeline.formats import json_list
+from pipeline.outputs import check_apart
 from pipeline.records import InputError
 
 
@@ -67,8 +68,9 @@ def convert(config: ConvertConfig) -> Converted:
 
     InputError names the file, and the entry or line in it, that is not what the library writes.
     """
-    if storage.contains(config.input, config.output) or storage.contains(config.output, config.input):
-        raise InputError(f"{config.output}: expected an output apart from {config.input}")
+    for source in (config.input, config.image_list, config.images):
+        if source is not None:
+            check_apart(config.output, source)
     listed = read_image_list(config.image_list) if config.image_list is not None else ImageList()
     image_ids: dict[str, type] = {}
     counts = {"instances": 0, "empty": 0}

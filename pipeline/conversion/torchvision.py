@@ -50,4 +50,6 @@ def _arrays(file: str, output: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]
         masks = masks[:, 0]
     if masks.ndim != 3 or labels.shape != masks.shape[:1] or scores.shape != masks.shape[:1]:
         raise InputError(f"{file}: {SHAPES}")
+    if labels.dtype.kind not in "iu" or scores.dtype.kind not in "iuf":
+        raise InputError(f"{file}: expected whole numbers as labels, found {labels.dtype}, and numbers as scores")
     return labels, scores, masks

@@ -336,6 +336,24 @@ def test_tensors_of_other_shapes_are_named(tmp_path, masks):
         converted(tmp_path, "torchvision", tmp_path / "street.pt")
 
 
+@pytest.mark.parametrize("labels", [torch.tensor([1.0, float("nan"), 2.0]), torch.tensor([True, True, False])])
+def test_labels_that_are_no_whole_numbers_are_named_with_their_file(tmp_path, masks, labels):
+    torch.save(torchvision_output(masks) | {"labels": labels}, tmp_path / "street.pt")
+    with pytest.raises(InputError, match=r"street\.pt: expected whole numbers as labels, found (float32|bool)"):
+        converted(tmp_path, "torchvision", tmp_path / "street.pt")
+
+
+def test_an_output_in_place_of_the_images_or_their_list_is_refused(tmp_path, image_list, images):
+    labels = written(tmp_path / "labels" / "street.txt", "0 0.1 0.1 0.2 0.2 0.3 0.3").parent
+    for output in (image_list, images, f"{images}/city/street.jpg", f"{images}/results.json"):
+        config = ConvertConfig(
+            input=str(labels), library="ultralytics", output=output, images=images, image_list=image_list
+        )
+        with pytest.raises(InputError, match="expected an output apart from"):
+            convert(config)
+    assert "categories" in Path(image_list).read_text()
+
+
 def test_an_output_in_place_of_the_input_is_refused(tmp_path, masks):
     source = written(tmp_path / "results.json", [coco_entry(masks[0])])
     with pytest.raises(InputError, match="expected an output apart from"):

@@ -1,0 +1,26 @@
+"""Whether a file can be written where a job is told to: asked before the work, not after it."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+from pipeline import storage
+from pipeline.records import InputError
+
+
+def check_apart(output: str, source: str) -> None:
+    """Raise InputError where an output is a job's input, or one of the two lies in the other."""
+    if storage.contains(source, output) or storage.contains(output, source):
+        raise InputError(f"{output}: expected an output apart from {source}")
+
+
+def check_writable(url: str) -> None:
+    """Raise InputError where no file can be written under this name, found out by writing one beside it."""
+    if storage.is_dir(url):
+        raise InputError(f"{url}: is a folder, expected the name of a file to write")
+    trial = f"{url}.{uuid4().hex}.tmp"
+    try:
+        storage.put(trial, b"")
+        storage.remove(trial)
+    except OSError as error:
+        raise InputError(f"{url}: cannot be written ({error.strerror or error})") from None

@@ -149,7 +149,10 @@ class CocoTruth:
         try:
             content = json.loads(storage.read(self.url))
             categories = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
-            of_image: dict[Any, list[dict[str, Any]]] = {entry["id"]: [] for entry in content["images"]}
+            of_image: dict[Any, list[dict[str, Any]]] = {}
+            for entry in content["images"]:
+                if of_image.setdefault(entry["id"], found := []) is not found:
+                    raise InputError(f"{self.url}: two images have the id {entry['id']!r}, expected one")
             for entry in content["annotations"]:
                 if entry["image_id"] not in of_image:
                     found = f"annotation {entry.get('id')!r} has image_id {entry['image_id']!r}"

@@ -80,6 +80,12 @@ def test_two_images_of_one_name_are_refused(tmp_path):
         open_ground_truth(_coco(tmp_path, [], images), str(tmp_path)).list_frames()
 
 
+def test_two_images_of_one_id_are_refused(tmp_path):
+    images = [{"id": 7, "file_name": name, "width": 6, "height": 5} for name in ("a.jpg", "b.jpg")]
+    with pytest.raises(InputError, match=r"truth\.json: two images have the id 7, expected one"):
+        open_ground_truth(_coco(tmp_path, [], images), str(tmp_path)).list_frames()
+
+
 def test_cityscapes_ids_are_told_apart_from_groups_and_stuff(tmp_path):
     ids = np.full((20, 30), 7, np.uint16)
     ids[2:6, 3:9] = 26003

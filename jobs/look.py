@@ -21,12 +21,20 @@ class LookConfig:
     output: str = "patches.png"
     """The picture to write."""
     split: Literal["train", "val"] = "train"
+    """Whether patches for training are drawn, or those for validation."""
     count: int = 40
     """How many patches."""
     seed: int = 0
+    """Which patches are drawn: the same seed draws the same ones."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("count", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}: expected at least {least}")
 
 
 def main() -> int:
+    """Exit status: 0 when the picture has been written, 1 otherwise."""
     try:
         config = parse(LookConfig, sys.argv[1:])
         contact_sheet(config.data, config.output, config.split, config.count, config.seed)

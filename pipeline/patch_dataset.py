@@ -7,6 +7,7 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from model.augment import Augmentation, augment
 from pipeline import storage
+from pipeline.config import MAX_PATCH_PX
 from pipeline.records import InputError
 
 SPLITS = ("train", "val")
@@ -68,12 +71,17 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def unpack(table: pa.Table) -> np.ndarray:
-    """The patches (N, S, S, 5) uint8 of some rows, which must be of one side: RGB, coarse 0/1, target 0/1."""
+    """The patches (N, S, S, 5) uint8 of some rows of one side: RGB, coarse 0/1, target 0/1.
+
+    Of the rows only the images are not known to be right (see `_rows`): InputError names the patch.
+    """
     side = table["side"][0].as_py()
     out = np.empty((len(table), side, side, 5), np.uint8)
     columns = (table[name].to_pylist() for name in _READ[:-1])
     for patch, image, coarse, target, frame_id, instance_id in zip(out, *columns):
-        decoded = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
+        decoded = None
+        with suppress(cv2.error):  # of an empty image
+            decoded = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
         if decoded is None or decoded.shape[:2] != (side, side):
             name = f"{instance_id} in {frame_id}"
             raise InputError(f"patch of {name}: expected a PNG of {side} x {side} pixels; cut the data set again")
@@ -172,7 +180,10 @@ class PatchDataset:
 
 
 def _inspect(url: str) -> tuple[int, int]:
-    """The rows of a shard and the side of its patches, from its footer and first row group."""
+    """The rows of a shard and the side of its patches, from its footer and first row group.
+
+    InputError names a shard of another schema, or of another side than patches can have.
+    """
     try:
         with storage.open_read(url) as stream, pq.ParquetFile(stream) as file:
             if file.schema_arrow != PATCH_SCHEMA:
@@ -181,16 +192,24 @@ def _inspect(url: str) -> tuple[int, int]:
             rows = file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{url}: not a Parquet file ({' '.join(str(error).split())})") from None
-    if len(sides) != 1:
-        raise InputError(f"{url}: patches of sides {sorted(sides)} in one shard, expected one side")
+    if len(sides) != 1 or not 0 < (sides[0] or 0) <= MAX_PATCH_PX:
+        raise InputError(f"{url}: patches of sides {sides}, expected one side from 1 to {MAX_PATCH_PX}")
     return rows, sides[0]
 
 
 def _rows(url: str) -> pa.Table:
+    """What `unpack` needs of a shard; InputError names a shard with rows that are no patches of its side."""
     try:
         table = pq.ParquetFile(pa.BufferReader(storage.read(url))).read(columns=_READ, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{url}: cannot be read ({' '.join(str(error).split())})") from None
+    side = table["side"][0].as_py()
+    complete = not any(table[name].null_count for name in ("image", "coarse", "target", "side"))
+    if not complete or pc.unique(table["side"]).to_pylist() != [side]:
+        raise InputError(f"{url}: expected image, coarse, target and one side in all rows; cut the data set again")
+    for name in ("coarse", "target"):
+        if pc.any(pc.not_equal(pc.binary_length(table[name]), (side * side + 7) // 8)).as_py():
+            raise InputError(f"{url}: expected {side} x {side} bits as {name} in all rows; cut the data set again")
     return table.combine_chunks()
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from model.augment import Augmentation
 from pipeline import patch_dataset
-from pipeline.patch_dataset import PatchBatches, PatchDataset, pack, unpack, write_shards
+from pipeline.patch_dataset import PATCH_SCHEMA, PatchBatches, PatchDataset, pack, unpack, write_shards
 from pipeline.records import InputError
 from tests.conftest import random_patches
 
@@ -103,6 +103,40 @@ def test_patches_of_different_sides_are_refused(dataset, tmp_path):
     write_shards(str(tmp_path / "other"), {"train": pack(_patches(4, side=64), _keys(4))}, "x")
     with pytest.raises(InputError, match="different sides"):
         PatchDataset([*dataset[0].urls, str(tmp_path / "other")], "train")
+
+
+def _shard(tmp_path, count=3, **columns):
+    """A data set of one shard in which some columns, given as their values, have been replaced."""
+    table = pack(_patches(count), _keys(count))
+    for name, values in columns.items():
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, PATCH_SCHEMA.field(name), pa.array(values, PATCH_SCHEMA.field(name).type))
+    (tmp_path / "train").mkdir()
+    pq.write_table(table, tmp_path / "train" / "a-000.parquet")
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("side", [-64, 0, None, 10**6])
+def test_a_shard_of_patches_without_a_side_is_named(tmp_path, side):
+    with pytest.raises(InputError, match=rf"a-000\.parquet: patches of sides \[{side}\], expected one side"):
+        PatchDataset([_shard(tmp_path, side=[side] * 3)], "train")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"image": [None, b"", b""]}, r"a-000\.parquet: expected image, coarse, target and one side in all rows"),
+        ({"target": [None] * 3}, r"a-000\.parquet: expected image, coarse, target and one side in all rows"),
+        ({"target": [b"1" * 128, b"1" * 128, b"1" * 127]}, r"a-000\.parquet: expected 32 x 32 bits as target"),
+        ({"coarse": [b"1" * 129] * 3}, r"a-000\.parquet: expected 32 x 32 bits as coarse"),
+        ({"image": [b""] * 3}, "patch of i in f: expected a PNG of 32 x 32 pixels"),
+        ({"image": [b"rubbish"] * 3}, "patch of i in f: expected a PNG of 32 x 32 pixels"),
+    ],
+)
+def test_rows_that_are_no_patches_are_named(tmp_path, columns, message):
+    data = PatchDataset([_shard(tmp_path, **columns)], "train")
+    with pytest.raises(InputError, match=message):
+        data.take(np.arange(3))
 
 
 def test_shards_are_bounded(tmp_path, monkeypatch):

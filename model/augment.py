@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -42,7 +43,9 @@ class Augmentation:
     def __post_init__(self) -> None:
         if not 0 <= self.perturb <= 1:
             raise ValueError(f"perturb is {self.perturb}: expected a share between 0 and 1")
-        if self.rescale < 1:
+        if not 0 <= self.rotate <= 360:
+            raise ValueError(f"rotate is {self.rotate}: expected degrees from 0 to 360")
+        if not 1 <= self.rescale < math.inf:
             raise ValueError(f"rescale is {self.rescale}: expected a factor of at least 1")
 
 

@@ -93,7 +93,7 @@ class FitConfig:
                 raise FitError(f"{name}: '{value}' is none of {', '.join(known)}")
         full = replace(self, **{k: v for k, v in RECIPES[self.recipe].items() if getattr(self, k) is None})
         for name, least in {"patch_px": 1, **dict.fromkeys(RECIPES[self.recipe], 0), "steps": 1, "seed": 0}.items():
-            if not getattr(full, name) >= least:
+            if not least <= getattr(full, name) < math.inf:
                 raise FitError(f"{name}: expected a number from {least}, got {getattr(full, name)}")
         for name in ("momentum", "ema_decay"):
             if not getattr(full, name) < 1:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from math import ceil
 from typing import Any, Literal, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from model.augment import Augmentation
 from model.fit import FitConfig, Moment, fit
 from model.hrnet import CONFIGS, RefinementNetwork
 from pipeline import storage
+from pipeline.config import MAX_BATCH
 from pipeline.patch_dataset import PatchBatches, PatchDataset
 from pipeline.records import InputError
 from pipeline.training_data import Validation, gathered, load_batches, place, validation_set
@@ -87,7 +88,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} is {value}: expected at least {least}")
-        if self.epochs is not None and not self.epochs > 0:
+        if self.batch_size > MAX_BATCH:
+            raise InputError(f"batch_size is {self.batch_size}: expected at most {MAX_BATCH}")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
             raise InputError(f"epochs is {self.epochs}: expected a number above 0")
         if self.epochs is not None and self.fit.steps is not None:
             raise InputError("epochs and fit.steps are both given: expected one of them")
@@ -205,7 +208,7 @@ def train(config: TrainConfig, say: Say, stopping: Callable[[], bool] = lambda: 
     if saved:
         fitting = replace(fitting, steps=saved["fit"]["config"]["steps"])
     elif config.epochs is not None:
-        fitting = replace(fitting, steps=ceil(config.epochs * make_batches().steps_per_epoch))
+        fitting = replace(fitting, steps=math.ceil(config.epochs * make_batches().steps_per_epoch))
     val_set = validation_set(config.data, config.val_data)
     run = _Run(
         config=config,

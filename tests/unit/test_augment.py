@@ -4,6 +4,8 @@ import pytest
 from model.augment import WOBBLE_PX, Augmentation, augment, distort, flip, invert, middle, perturb, turn, vary, warp
 from tests.conftest import random_patches
 
+INF, NAN = float("inf"), float("nan")
+
 
 @pytest.fixture
 def patches():
@@ -67,7 +69,9 @@ def test_without_rotation_the_middle_of_a_padded_patch_is_shown(patches):
     assert np.array_equal(middle(patches, 32), kept)
 
 
-@pytest.mark.parametrize("setting", [{"perturb": 1.5}, {"rescale": 0.5}])
+@pytest.mark.parametrize(
+    "setting", [{"perturb": 1.5}, {"rescale": 0.5}, {"rescale": INF}, {"rotate": INF}, {"rotate": NAN}]
+)
 def test_settings_without_meaning_are_refused(setting):
     with pytest.raises(ValueError, match=f"{next(iter(setting))} is"):
         Augmentation(**setting)

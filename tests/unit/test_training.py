@@ -264,6 +264,8 @@ def test_a_fault_is_one_line_and_exits_with_1(data, tmp_path, capsys, monkeypatc
         ({"workers": "4:2"}, "workers is 4:2: expected"),
         ({"workers": "many"}, "workers is many: expected"),
         ({"batch_size": 0}, "batch_size is 0: expected at least 1"),
+        ({"batch_size": 10**8}, "batch_size is 100000000: expected at most 65536"),
+        ({"epochs": float("inf")}, "epochs is inf: expected a number above 0"),
         ({"epochs": 1.0, "fit": FitConfig(steps=3)}, "epochs and fit.steps are both given"),
         ({"start": "a", "backbone": "b"}, "start and backbone are both given"),
     ],

@@ -21,7 +21,7 @@ from model.backend import UnsupportedError
 from model.checkpoint import CheckpointError
 from model.rates import rates, table
 from model.refiner import Precision, Refiner
-from pipeline import demo_dump
+from pipeline import demo_dump, storage
 from pipeline.benchmark import results as tables
 from pipeline.benchmark.chart import svg
 from pipeline.benchmark.cost import CostModel
@@ -33,6 +33,7 @@ from pipeline.benchmark.preparation import measure_preparation
 from pipeline.benchmark.results import Results
 from pipeline.benchmark.scale import BLOCK_FRAMES, simulate
 from pipeline.guard import GuardConfig
+from pipeline.outputs import check_writable
 from pipeline.records import InputError, Instance, cut_to_box
 from pipeline.stages import Cutting, cut
 
@@ -75,7 +76,9 @@ class BenchConfig:
     ways: tuple[Way, ...] = ("local", "fused", "spread")
     """How the job is run: without Ray, on Ray in one actor, on Ray spread over tasks."""
     checkpoint: str = "hrnet18s_128"
+    """Bundled weights by name, our .safetensors, or the reference's .pth."""
     precision: Precision = "auto"
+    """Arithmetic of the network; `auto` is what jobs/refine.py would take here."""
     gpu_patches_per_s: float = 70_000.0
     """Rate of one GPU that cost model and `--feed` assume where none is at hand; about an H200's, bundled weights."""
     network: bool = False
@@ -97,9 +100,13 @@ class BenchConfig:
     plot: str | None = None
     """File for an SVG."""
 
+    def __post_init__(self) -> None:
+        if self.frames is not None and self.frames < 1:
+            raise InputError(f"frames is {self.frames}: expected at least 1")
+
 
 def main() -> int:
-    """Exit status 1 where a smoke run fails."""
+    """Exit status 1 where a smoke run fails, or nothing could be measured."""
     config = tyro.cli(BenchConfig)
     modes = {"network": network, "memory": memory, "prepare": prepare, "scale": scale, "feed": feed, "smoke": smoke}
     chosen = [name for name in modes if getattr(config, name)]
@@ -109,14 +116,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         results = Results()
         try:
+            for path in (config.json, config.plot):
+                if path:
+                    check_writable(path)
             status = (modes[chosen[0]] if chosen else stages_and_job)(config, Path(folder), results)
+            if config.json:
+                storage.put(config.json, (json.dumps(results.plain(), indent=1) + "\n").encode())
+            if config.plot:
+                storage.put(config.plot, svg(results.charts()).encode())
         except (InputError, CheckpointError, UnsupportedError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-    if config.json:
-        Path(config.json).write_text(json.dumps(results.plain(), indent=1) + "\n")
-    if config.plot:
-        Path(config.plot).write_text(svg(results.charts()))
     return status
 
 

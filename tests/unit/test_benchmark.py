@@ -17,6 +17,7 @@ from pipeline.benchmark.made_dump import CITYSCAPES, COCO, decoded, make_dump
 from pipeline.benchmark.results import Results, feed_line, left_by_handling, rays_price, stage_table
 from pipeline.benchmark.scale import simulate
 from pipeline.dump import reader
+from pipeline.records import InputError
 
 SMALL = {"width": 320, "height": 240, "instances": 3, "extent_px": (60, 20, 120)}
 SCENERIES = [replace(CITYSCAPES, **SMALL), replace(COCO, **SMALL), decoded(replace(CITYSCAPES, **SMALL))]
@@ -168,6 +169,21 @@ def test_what_cannot_be_measured_is_one_line(monkeypatch, capsys, error):
     monkeypatch.setattr("sys.argv", ["bench.py", "--network"])
     assert bench.main() == 1
     assert capsys.readouterr().err == f"error: {error}\n"
+
+
+@pytest.mark.parametrize("flag", ["--json", "--plot"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_measurement(monkeypatch, tmp_path, capsys, flag):
+    monkeypatch.setattr(bench, "network", None)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("sys.argv", ["bench.py", "--network", flag, str(tmp_path / "file" / "out")])
+    assert bench.main() == 1
+    assert f"error: {tmp_path}/file/out: cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("frames", [0, -3])
+def test_a_dump_without_frames_is_refused(frames):
+    with pytest.raises(InputError, match=f"frames is {frames}: expected at least 1"):
+        bench.BenchConfig(frames=frames)
 
 
 def test_the_smoke_run_passes_where_one_of_three_tries_does(measured, tmp_path, capsys):

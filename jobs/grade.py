@@ -12,11 +12,13 @@ import numpy as np
 from model import Refiner
 from model.backend import UnsupportedError
 from model.checkpoint import CheckpointError
+from model.coarsen import KINDS
 from model.refiner import Precision
 from pipeline import storage
 from pipeline.config import parse
 from pipeline.grading import grade, samples, table
 from pipeline.guard import GuardConfig
+from pipeline.outputs import check_apart, check_writable
 from pipeline.pareto import BASELINE, SETTINGS, WEIGHTS, WITH_SECOND, network_of, second_of, trials
 from pipeline.pareto_report import plot, points
 from pipeline.pareto_report import table as pareto_table
@@ -37,6 +39,7 @@ class GradeConfig:
     kinds: tuple[str, ...] = ("mask_head", "polygon", "grow", "wobble")
     """Kinds of failure of model/coarsen.py, or `mixed`."""
     nms_threshold: float = 0.25
+    """Patches that overlap more than this IoU are thinned out."""
     iterations: int = 1
     """Refine so many times, each time what the last has made."""
     precision: Precision = "auto"
@@ -47,6 +50,7 @@ class GradeConfig:
     every: int = 1
     """Take only every so many-th image."""
     seed: int = 0
+    """Of the coarse masks: the same seed makes the same ones."""
     output: str | None = None
     """A json to write with the scores of every object."""
     pareto: str | None = None
@@ -54,52 +58,97 @@ class GradeConfig:
     second_checkpoint: str | None = None
     """With `pareto`: a larger network, as HRNet-48, tried on the patches of which the first is not sure."""
 
+    def __post_init__(self) -> None:
+        for name in ("ground_truth", "kinds"):
+            if not getattr(self, name):
+                raise InputError(f"{name} is empty: expected at least one")
+        for kind in self.kinds:
+            if kind not in ("mixed", *KINDS):
+                raise InputError(f"kinds is {kind!r}: expected mixed, {', '.join(KINDS)}")
+        if not 0 < self.nms_threshold < 1:
+            raise InputError(f"nms_threshold is {self.nms_threshold}: expected a number between 0 and 1")
+        for name, least in (("iterations", 1), ("every", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}: expected at least {least}")
+
 
 def main() -> int:
+    """Exit status: 0 when objects were graded, also where some images were set aside; 1 when none could be."""
+    aside: list[str] = []
     try:
         config = parse(GradeConfig, sys.argv[1:])
         if config.second_checkpoint and not config.pareto:
             raise InputError("second_checkpoint is tried by --pareto alone: expected both")
         if config.pareto:
-            compare(config, config.pareto)
-            return 0
-        refiner = Refiner.from_checkpoint(config.checkpoint, precision=config.precision, flip=config.flip)
-
-        def refine(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
-            for _ in range(config.iterations):
-                masks = refiner.refine(image, masks, config.nms_threshold, config.guard)
-            return masks
-
-        grades = []
-        for path in config.ground_truth:
-            grades += grade(path, config.images, refine, config.kinds, config.seed, config.every)
+            compare(config, config.pareto, aside)
+        else:
+            score(config, aside)
     except (InputError, CheckpointError, UnsupportedError, OSError) as error:
         print(redacted(f"error: {error}"), file=sys.stderr)
         return 1
+    for reason in aside:
+        print(f"set aside    {reason}")
+    if aside:
+        print(f"{len(aside)} images were set aside and count in no number")
+    return 0
+
+
+def score(config: GradeConfig, aside: list[str]) -> None:
+    """Refine the coarse masks as the settings say; print the scores, and write those of every object."""
+    if config.output:
+        _check_outputs(config, config.output)
+    refiner = Refiner.from_checkpoint(config.checkpoint, precision=config.precision, flip=config.flip)
+
+    def refine(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
+        for _ in range(config.iterations):
+            masks = refiner.refine(image, masks, config.nms_threshold, config.guard)
+        return masks
+
+    grades = []
+    for path in config.ground_truth:
+        grades += grade(path, config.images, refine, config.kinds, aside, config.seed, config.every)
+    if not grades:
+        raise InputError(_none_left(aside))
     print(table(grades, "kind"))
     print(table(grades, "category"))
     if config.output:
         storage.put(config.output, json.dumps([asdict(graded) for graded in grades]).encode())
-    return 0
 
 
-def compare(config: GradeConfig, folder: str) -> None:
+def _check_outputs(config: GradeConfig, *outputs: str) -> None:
+    for output in outputs:
+        for path in config.ground_truth:
+            check_apart(output, path)
+        check_writable(output)
+
+
+def _none_left(aside: list[str]) -> str:
+    return f"all {len(aside)} images with objects were set aside, the first as {aside[0]}"
+
+
+def compare(config: GradeConfig, folder: str, aside: list[str]) -> None:
     """Try all settings of `pipeline.pareto` on the same coarse masks; write every trial, their table and the plot."""
     if config.nms_threshold != 0.25 or config.iterations != 1 or config.flip or config.output:
         raise InputError("--pareto tries settings of its own: expected no nms-threshold, iterations, flip or output")
-    masks = (samples(path, config.images, config.kinds, config.seed, config.every) for path in config.ground_truth)
+    content_file, plot_file = (storage.join(folder, name) for name in ("pareto.json", "pareto.svg"))
+    _check_outputs(config, content_file, plot_file)
+    masks = (
+        samples(path, config.images, config.kinds, aside, config.seed, config.every) for path in config.ground_truth
+    )
     settings, network, second = SETTINGS, network_of(config.checkpoint, config.precision), None
     if config.second_checkpoint:
         settings += WITH_SECOND
         second = second_of(config.second_checkpoint, config.checkpoint, config.precision)
     tried = list(trials(chain.from_iterable(masks), settings, network, config.guard, second))
+    if not tried and aside:
+        raise InputError(_none_left(aside))
     if not tried:
         raise InputError(f"{config.images}: every coarse mask is smaller than guard.min_area = {config.guard.min_area}")
     found = points(tried, WEIGHTS, BASELINE, config.seed)
     print(pareto_table(found))
     content = {"points": [asdict(point) for point in found], "trials": [asdict(trial) for trial in tried]}
-    storage.put(storage.join(folder, "pareto.json"), json.dumps(content).encode())
-    storage.put(storage.join(folder, "pareto.svg"), plot(found, BASELINE).encode())
+    storage.put(content_file, json.dumps(content).encode())
+    storage.put(plot_file, plot(found, BASELINE).encode())
 
 
 if __name__ == "__main__":

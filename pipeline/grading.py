@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from model.coarsen import KINDS, coarsen
+from model.coarsen import coarsen
 from pipeline import storage
-from pipeline.ground_truth import open_ground_truth
+from pipeline.ground_truth import GroundTruth, TrueInstance, TruthRef, open_ground_truth
 from pipeline.metrics.boundary import COCO_RATIO, boundary_f_score, boundary_iou, dilation_px, iou
 from pipeline.metrics.overlap import Region
 from pipeline.records import InputError, cut_to_box
@@ -62,23 +62,27 @@ def scores(mask: np.ndarray, target: np.ndarray) -> tuple[float, ...]:
     )
 
 
-def samples(ground_truth: str, images: str, kinds: Sequence[str], seed: int = 0, every: int = 1) -> Iterator[Sample]:
-    """Coarsen each object of every `every`-th image in every kind.
+def samples(
+    ground_truth: str, images: str, kinds: Sequence[str], aside: list[str], seed: int = 0, every: int = 1
+) -> Iterator[Sample]:
+    """Coarsen each object of every `every`-th image in every kind of model/coarsen.py.
 
-    Coarse masks depend on the seed, the object and the kind alone. InputError where no object is found.
+    Coarse masks depend on the seed, the object and the kind alone. An image that is wrong, or whose annotations are,
+    is added to `aside` with the reason. InputError where no image has an object.
     """
-    for kind in kinds:
-        if kind not in ("mixed", *KINDS):
-            raise InputError(f"kind {kind!r}: expected mixed, {', '.join(KINDS)}")
     truth = open_ground_truth(ground_truth, images)
     listing = truth.list_frames()
     found = False
     for ref in listing.refs[::every]:
-        things = [true for true in truth.read(ref).instances if not true.crowd and true.mask.size]
+        try:
+            things, image = _objects(truth, ref, images)
+        except InputError as error:
+            found = True
+            aside.append(f"{ref.key}: {error}")
+            continue
         if not things:
             continue
         found = True
-        image = decode_image(storage.join(images, ref.file_name))
         targets = np.stack([whole_mask(true, image.shape) for true in things])
         categories = [listing.categories.get(true.category_id, str(true.category_id)) for true in things]
         for kind in kinds:
@@ -89,11 +93,25 @@ def samples(ground_truth: str, images: str, kinds: Sequence[str], seed: int = 0,
         raise InputError(f"{ground_truth}: no object to grade")
 
 
+def _objects(truth: GroundTruth, ref: TruthRef, images: str) -> tuple[list[TrueInstance], np.ndarray]:
+    """The objects of an image, and the image (H, W, 3) where it has any."""
+    frame = truth.read(ref)
+    things = [true for true in frame.instances if not true.crowd and true.mask.size]
+    if not things:
+        return [], np.empty((0, 0, 3), np.uint8)
+    image = decode_image(storage.join(images, ref.file_name))
+    if image.shape[:2] != (frame.height, frame.width):
+        found = f"{image.shape[1]} x {image.shape[0]} px"
+        raise InputError(f"{ref.file_name}: {found}, expected {frame.width} x {frame.height} as the ground truth")
+    return things, image
+
+
 def grade(
     ground_truth: str,
     images: str,
     refine: Callable[[np.ndarray, np.ndarray], np.ndarray],
     kinds: Sequence[str],
+    aside: list[str],
     seed: int = 0,
     every: int = 1,
 ) -> Iterator[Grade]:
@@ -101,7 +119,7 @@ def grade(
 
     `refine` takes an image (H, W, 3) uint8 RGB and masks (N, H, W) uint8 0/1 and returns masks of that shape.
     """
-    for sample in samples(ground_truth, images, kinds, seed, every):
+    for sample in samples(ground_truth, images, kinds, aside, seed, every):
         refined = refine(sample.image, sample.coarse)
         for category, before, after, target in zip(sample.categories, sample.coarse, refined, sample.targets):
             yield Grade(sample.key, category, sample.kind, scores(before, target), scores(after, target))

@@ -126,7 +126,7 @@ def test_a_second_network_is_asked_about_the_patches_of_which_the_first_is_not_s
 
 def test_the_bound_is_a_second_network_that_knows_the_truth(tmp_path):
     truth = make_truth(tmp_path, frames=2)
-    some = list(samples(str(truth), str(tmp_path / "images"), ("grow",)))
+    some = list(samples(str(truth), str(tmp_path / "images"), ("grow",), []))
 
     def at_a_loss(patches, zoom):
         return np.full(patches.shape[:3], 30000, np.uint16)
@@ -185,7 +185,7 @@ def test_every_setting_is_tried_on_every_mask_that_the_guard_does_not_pass_over(
     settings = [Setting(name="a"), Setting(name="b", nms_threshold=0.55)]
 
     def tried(guard):
-        some = samples(str(truth), str(tmp_path / "images"), ("grow", "wobble"))
+        some = samples(str(truth), str(tmp_path / "images"), ("grow", "wobble"), [])
         return list(trials(some, settings, by_brightness, guard))
 
     found = tried(GuardConfig(min_area=0))

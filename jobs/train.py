@@ -22,7 +22,7 @@ from pipeline.progress import LOG_SECONDS
 from pipeline.records import InputError
 from pipeline.redaction import redacted
 from pipeline.stores import open_store
-from pipeline.training import Interrupted, TrainConfig, prepare, train
+from pipeline.training import Interrupted, TrainConfig, claimed, prepare, train
 
 WORKER_RESTARTS = 3
 SAVE_SECONDS = 60.0
@@ -39,11 +39,12 @@ def main() -> int:
             return 0
         received: list[int] = []
         try:
-            if prepared.workers_range[1]:
-                _train_on_ray(prepared, _Console(), received)
-            else:
-                with _noted(received):
-                    train(prepared, _Console(), lambda: bool(received))
+            with claimed(prepared) as lease:
+                if config.workers_range[1]:
+                    _train_on_ray(prepared.config, _Console(), received, lease.check)
+                else:
+                    with _noted(received):
+                        train(prepared.config, _Console(), lambda: bool(received), lease.check)
         except Interrupted as reason:
             print(reason)
             return 128 + received[0]
@@ -157,7 +158,7 @@ class _Asking:
         return stopping
 
 
-def _train_on_ray(config: TrainConfig, say: _Console, received: list[int]) -> None:
+def _train_on_ray(config: TrainConfig, say: _Console, received: list[int], check: Callable[[], None]) -> None:
     import ray
 
     try:
@@ -197,7 +198,7 @@ def _train_on_ray(config: TrainConfig, say: _Console, received: list[int]) -> No
         )
         # Not before: a starting Ray puts its own handlers in place of others.
         with _noted(received):
-            _watch(trainer.fit, desk, say, received)
+            _watch(trainer.fit, desk, say, received, check)
 
 
 def _threads(cpus: list[int], workers: int) -> tuple[int, int]:
@@ -208,8 +209,8 @@ def _threads(cpus: list[int], workers: int) -> tuple[int, int]:
     return 1, sum(cpus)
 
 
-def _watch(fit: Callable[[], Any], desk: Any, say: _Console, received: list[int]) -> None:
-    """Run the trainer in another thread, so that this one can show lines and pass on signals."""
+def _watch(fit: Callable[[], Any], desk: Any, say: _Console, received: list[int], check: Callable[[], None]) -> None:
+    """Run the trainer in another thread, so that this one can show lines, pass on signals, and `check` the output."""
     import ray
 
     failure: list[BaseException] = []
@@ -225,6 +226,7 @@ def _watch(fit: Callable[[], Any], desk: Any, say: _Console, received: list[int]
     deadline = None
     while True:
         thread.join(0.2)
+        check()
         over = not thread.is_alive()
         if received and deadline is None:
             desk.stop.remote()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -17,6 +18,7 @@ from model.fit import FitConfig, Moment, fit
 from model.hrnet import CONFIGS, RefinementNetwork
 from pipeline import storage
 from pipeline.config import MAX_BATCH
+from pipeline.lease import Lease
 from pipeline.patch_dataset import PatchBatches, PatchDataset
 from pipeline.records import InputError
 from pipeline.training_data import Validation, gathered, load_batches, place, validation_set
@@ -128,10 +130,20 @@ class _Course:
     stopped: bool = False
 
 
-def prepare(config: TrainConfig) -> TrainConfig | None:
-    """Check everything that can be checked before training, and claim the output; None where it is finished already.
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can begin."""
 
-    The result means the same in every process. Raises InputError, CheckpointError, FitError or OSError.
+    config: TrainConfig
+    """Means the same in every process."""
+    settings: dict[str, Any]
+    """Everything that decides what is learned, as run.json keeps it."""
+
+
+def prepare(config: TrainConfig) -> Prepared | None:
+    """Check everything that can be checked before training, writing nothing; None where it is finished already.
+
+    Raises InputError, CheckpointError, FitError or OSError.
     """
     fitting = config.fit.resolved()
     config = replace(
@@ -161,8 +173,20 @@ def prepare(config: TrainConfig) -> TrainConfig | None:
     settings |= {"data": list(config.data), "val_data": list(config.val_data)}
     settings |= {"data_patches": train_set.rows, "val_data_patches": val_set.rows if val_set else 0}
     folder = TrainingFolder(config.output)
-    folder.claim(settings, config.restart)
-    return None if folder.finished else replace(config, restart=False)
+    goes_on = folder.check(settings, config.restart)
+    return None if goes_on and folder.finished else Prepared(config, settings)
+
+
+@contextmanager
+def claimed(prepared: Prepared) -> Iterator[Lease]:
+    """Hold the output, and make it this run's; InputError where another run trains there.
+
+    One process holds it for all that train. It outlives each of them, so that those that Ray starts anew go on at once.
+    """
+    output = prepared.config.output
+    with Lease(output) as lease:
+        TrainingFolder(output).claim(prepared.settings, prepared.config.restart)
+        yield lease
 
 
 def _side(config: TrainConfig) -> int:
@@ -188,11 +212,17 @@ def _start(config: TrainConfig) -> RefinementNetwork | None:
     return None
 
 
-def train(config: TrainConfig, say: Say, stopping: Callable[[], bool] = lambda: False) -> None:
-    """Train as one of the processes of torch.distributed, or alone; `config` is what `prepare` returned.
+def train(
+    config: TrainConfig,
+    say: Say,
+    stopping: Callable[[], bool] = lambda: False,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Train as one of the processes of torch.distributed, or alone, while the output is `claimed`.
 
     Goes on after the last checkpoint. All processes read the output, only the first writes; its `stopping` is asked
-    after every step, and then it saves and raises Interrupted. Other errors are those of `prepare` and `fit`.
+    after every step, and then it saves and raises Interrupted. `check` is called before it saves anything, and raises
+    InputError where the output is not held any more. Other errors are those of `prepare` and `fit`.
     """
     rank, world = place()
     folder = TrainingFolder(config.output)
@@ -218,6 +248,7 @@ def train(config: TrainConfig, say: Say, stopping: Callable[[], bool] = lambda: 
         validation=Validation(val_set, config.fit.patch_px, config.val_patches) if val_set else None,
         progress=_Progress(fitting.steps, course.step, world * config.batch_size, say),
         stopping=stopping,
+        check=check,
         card={
             "network": fitting.network,
             "recipe": asdict(fitting),
@@ -258,6 +289,7 @@ class _Run:
     validation: Validation | None
     progress: _Progress
     stopping: Callable[[], bool]
+    check: Callable[[], None]
     card: dict[str, Any]
     writes: bool
 
@@ -274,6 +306,7 @@ class _Run:
         if self.writes:
             self.folder.log(entry)
             if validated or last or leaving or moment.step % config.checkpoint_every == 0:
+                self.check()
                 self.folder.save({"course": asdict(course), "fit": moment.state()})
         if leaving and not last and not course.stopped:
             raise Interrupted(f"stopped after step {moment.step} of {self.steps}; the same command goes on from there")
@@ -286,6 +319,7 @@ class _Run:
         if course.best is None or score > course.best:
             course.best, course.best_step, course.fruitless = score, moment.step, 0
             if self.writes:
+                self.check()
                 self.folder.write_weights("best", moment.network, self._card(moment.step, scores))
         else:
             course.fruitless += 1
@@ -300,6 +334,7 @@ class _Run:
         return {**self.card, "trained_steps": step} | ({"validation": scores} if scores else {})
 
     def export(self, network: RefinementNetwork | None) -> None:
+        self.check()
         if self.course.best is not None:
             card = self.folder.export_best()
         else:

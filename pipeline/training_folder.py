@@ -6,6 +6,7 @@ log.jsonl             one line per step, up to the checkpoint
 best.safetensors      the weights with the best validation so far, and best.json about them
 weights.safetensors   what came out, and weights.json about them, written last
 tb/                   TensorBoard event files
+_ledger/lease.json    who is training here now (pipeline/lease.py)
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ from model.hrnet import RefinementNetwork
 from pipeline import storage
 from pipeline.records import InputError
 
-_RESUMING = ("run.json", "last.pt", "log.jsonl", "best.safetensors", "best.json", "weights.json", "weights.safetensors")
+_OF_A_RUN = frozenset({"data", "data_patches", "batch_size", "fit.network"})
+"""Settings that every run.json of a training run has; a file of that name may be another program's."""
+
+_MADE = ("weights.json", "last.pt", "log.jsonl", "best.safetensors", "best.json", "weights.safetensors")
+"""In the order in which a restart forgets them: killed in between, it leaves a run that goes on, or one to begin."""
 
 
 class TrainingFolder:
@@ -42,35 +47,53 @@ class TrainingFolder:
     def url(self, name: str) -> str:
         return f"{self.root}/{name}"
 
+    def check(self, settings: dict[str, Any], restart: bool) -> bool:
+        """Whether this is the folder of a run that a run with these settings goes on with; writes nothing.
+
+        Raises InputError where it holds the checkpoint or weights of a run with other settings, naming the first that
+        differs, or a file that a run would replace though none has made it.
+        """
+        before = self._settings_before()
+        if before is None:
+            for name in ("run.json", *_MADE):
+                if storage.exists(self.url(name)):
+                    raise InputError(f"{self.url(name)}: a file that no training run made here; choose another output")
+        if before is None or restart or not (self.finished or storage.exists(self.url("last.pt"))):
+            return False
+        for key in sorted({*before, *settings}):
+            if before.get(key) != settings.get(key):
+                raise InputError(
+                    f"{self.url('run.json')}: this output was made with {key} = {before.get(key)!r},"
+                    f" not {settings.get(key)!r}; choose another output, or start anew with --restart"
+                )
+        return True
+
     def claim(self, settings: dict[str, Any], restart: bool) -> None:
         """Make this the folder of a run with these settings; with `restart`, forget what an earlier run left.
 
-        Raises InputError where it holds the checkpoint of a run with other settings, naming the first that differs,
-        weights of another origin, or cannot be written.
+        Raises InputError as `check` does, and where it cannot be written.
         """
-        path = self.url("run.json")
-        claimed = storage.exists(path)
-        if not claimed and storage.exists(self.url("weights.safetensors")):
-            raise InputError(f"{self.url('weights.safetensors')}: weights that no run made here; choose another output")
-        if restart and claimed:
-            for name in _RESUMING:
+        if self.check(settings, restart):
+            return
+        if restart:
+            for name in _MADE:
                 storage.remove(self.url(name))
             if storage.is_dir(self.url("tb")):
                 for name in storage.find(self.url("tb"), ("",)):
                     storage.remove(f"{self.url('tb')}/{name}")
-        elif claimed and storage.exists(self.url("last.pt")):
-            before = self._json("run.json")
-            for key in sorted({*before, *settings}):
-                if before.get(key) != settings.get(key):
-                    raise InputError(
-                        f"{path}: this output was made with {key} = {before.get(key)!r}, not {settings.get(key)!r};"
-                        " choose another output, or start anew with --restart"
-                    )
-            return
         try:
-            storage.put(path, json.dumps(settings, indent=1, sort_keys=True).encode())
+            storage.put(self.url("run.json"), json.dumps(settings, indent=1, sort_keys=True).encode())
         except OSError as error:
             raise InputError(f"{self.root}: cannot write the output there ({error.strerror or error})") from None
+
+    def _settings_before(self) -> dict[str, Any] | None:
+        """What run.json says; None where there is none, or one that no training run has written."""
+        content = storage.read_if_there(self.url("run.json"))
+        try:
+            found = json.loads(content or b"null")
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) and found.keys() >= _OF_A_RUN else None
 
     @property
     def finished(self) -> bool:

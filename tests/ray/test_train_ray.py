@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from jobs import train as job
+from pipeline.config import parse
+from pipeline.records import InputError
+from pipeline.training import TrainConfig, claimed, prepare
 from tests.unit.test_training import SMALL, write_edges
 
 pytest.importorskip("ray.train")
@@ -81,6 +84,14 @@ def test_training_goes_on_when_a_worker_is_killed(start, tmp_path):
     workers = _workers(process)
     assert len(workers) == 2
     os.kill(workers[1], signal.SIGKILL)
+    # The driver holds the output for all of them, whoever comes and goes.
+    command = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "output"), *SMALL, "--fit.steps=16"]
+    second = prepare(parse(TrainConfig, command))
+    with (
+        pytest.raises(InputError, match=rf"lease\.json: run \w+ on host .*, pid {process.pid}, is writing"),
+        claimed(second),
+    ):
+        pass
     out, error = process.communicate()
     assert process.returncode == 0, error
     assert "training: hrnet18s_128, 16 steps of 2 x 4 patches" in out

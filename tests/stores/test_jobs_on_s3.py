@@ -20,7 +20,7 @@ from pipeline.evaluation import EvaluateConfig, evaluate
 from pipeline.preparation import prepare
 from pipeline.records import InputError
 from pipeline.run import run
-from pipeline.training import Interrupted, train
+from pipeline.training import Interrupted, claimed, train
 from pipeline.training import prepare as prepare_training
 from pipeline.training_patches import PrepareConfig
 from tests.dumps import make_dump, tree
@@ -231,8 +231,14 @@ def test_training_on_s3_goes_on_from_its_checkpoint(s3, bucket, tmp_path):
 
     def begun(output, data, stop_after=None):
         lines = []
-        config = prepare_training(training_settings(data, output, "--fit.steps=4", "--workers=0"))
-        train(config, lambda line, passing=False: lines.append(line), lambda: stop_after and len(lines) >= stop_after)
+        prepared = prepare_training(training_settings(data, output, "--fit.steps=4", "--workers=0"))
+        with claimed(prepared) as held:
+            train(
+                prepared.config,
+                lambda line, passing=False: lines.append(line),
+                lambda: stop_after and len(lines) >= stop_after,
+                held.check,
+            )
 
     begun(tmp_path / "undisturbed", str(data))
     with pytest.raises(Interrupted):

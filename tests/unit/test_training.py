@@ -18,10 +18,11 @@ from jobs import train as job
 from model import Refiner
 from model.augment import Augmentation
 from model.fit import FitConfig
+from pipeline import storage
 from pipeline.config import parse
 from pipeline.patch_dataset import pack, write_shards
 from pipeline.records import InputError
-from pipeline.training import Interrupted, TrainConfig, prepare, train
+from pipeline.training import Interrupted, TrainConfig, claimed, prepare, train
 
 FIT = ["--fit.recipe=adamw", "--fit.warmup-steps=2", "--fit.learning-rate=0.005"]
 SMALL = ["--batch-size=4", "--side-px=32", "--val-every=4", "--checkpoint-every=3", *FIT]
@@ -59,8 +60,9 @@ def settings(data, output, *more):
 
 
 def run(config, stopping=lambda: False):
-    said = []
-    train(prepare(config), lambda line, passing=False: said.append(line), stopping)
+    said, prepared = [], prepare(config)
+    with claimed(prepared) as lease:
+        train(prepared.config, lambda line, passing=False: said.append(line), stopping, lease.check)
     return said
 
 
@@ -186,18 +188,49 @@ def test_restart_forgets_the_earlier_run(data, tmp_path):
     assert json.loads((tmp_path / "weights.json").read_text())["trained_steps"] == 1
 
 
-def test_weights_of_another_origin_are_not_overwritten(data, tmp_path):
-    (tmp_path / "weights.safetensors").write_bytes(b"precious")
-    with pytest.raises(InputError, match="weights that no run made here"):
-        prepare(settings(data, tmp_path))
-    assert (tmp_path / "weights.safetensors").read_bytes() == b"precious"
+@pytest.mark.parametrize("flags", [(), ("--restart",)])
+@pytest.mark.parametrize("name", ["weights.safetensors", "best.safetensors", "last.pt", "log.jsonl", "run.json"])
+def test_files_of_another_origin_are_not_overwritten(data, tmp_path, name, flags):
+    (tmp_path / name).write_bytes(b"precious")
+    with pytest.raises(InputError, match=f"{name}: a file that no training run made here; choose another output"):
+        run(settings(data, tmp_path, *flags))
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"precious")]
+
+
+def test_a_run_json_of_another_program_is_not_overwritten(data, tmp_path):
+    (tmp_path / "run.json").write_text('{"data": "mine"}')
+    with pytest.raises(InputError, match=r"run\.json: a file that no training run made here"):
+        run(settings(data, tmp_path, "--restart"))
+    assert (tmp_path / "run.json").read_text() == '{"data": "mine"}'
+
+
+@pytest.mark.parametrize("place", ["local", "memory"])
+def test_a_second_run_on_an_output_is_told_who_trains_there_and_changes_nothing(data, tmp_path, place):
+    output = str(tmp_path) if place == "local" else "memory://trained-twice"
+    first = prepare(settings(data, output))
+    with claimed(first) as lease:
+        before = storage.read(f"{output}/run.json")
+        with pytest.raises(InputError, match=rf"lease\.json: run {lease.run_id} on host .*, pid {os.getpid()}"):
+            run(settings(data, output, "--restart", "--fit.learning-rate=0.1"))
+        assert storage.read(f"{output}/run.json") == before
+
+
+def test_a_run_that_was_taken_over_saves_nothing_more(data, tmp_path):
+    prepared = prepare(settings(data, tmp_path, "--fit.steps=1"))
+
+    def lost():
+        raise InputError("another run is writing this output")
+
+    with claimed(prepared), pytest.raises(InputError, match="another run"):
+        train(prepared.config, lambda *_, **__: None, check=lost)
+    assert not {"last.pt", "best.safetensors", "weights.safetensors"} & {path.name for path in tmp_path.iterdir()}
 
 
 def test_a_damaged_checkpoint_is_named(data, tmp_path):
-    config = prepare(settings(data, tmp_path))
-    (tmp_path / "last.pt").write_bytes(b"torn")
+    with claimed(prepare(settings(data, tmp_path))):
+        (tmp_path / "last.pt").write_bytes(b"torn")
     with pytest.raises(InputError, match=r"last\.pt: damaged .*--restart"):
-        train(config, lambda *_, **__: None)
+        run(settings(data, tmp_path))
 
 
 @pytest.mark.slow

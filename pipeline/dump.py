@@ -34,20 +34,13 @@ def input_format(predictions: str, form: Format | Literal["auto"]) -> Format:
     raise InputError(f"{path}: expected a folder with *_pred.txt files, a results .json, or .parquet; or give --format")
 
 
-def check_output(predictions: str, output: str) -> None:
-    """Raise InputError where the output could replace the predictions, or be taken for some of them by the next run."""
-    for folder, inside in ((predictions, output), (output, predictions)):
-        if storage.contains(folder, inside):
-            raise InputError(f"{output}: expected an output folder apart from {predictions}")
-
-
 def check_replaced(output: str, images: str, form: Format, restart: bool) -> None:
     """Raise InputError where a refined dump in the folder `output` would replace files that no run has written there.
 
     These are photographs, for which masks may be taken by their names, and a final file where there is no ledger.
     """
     if form == "cityscapes" and storage.contains(output, images):
-        raise InputError(f"{output}: expected an output folder apart from the images in {images}")
+        raise InputError(f"{output}: expected an output apart from the images in {images}")
     result = writer(output, form, form).result
     begun = restart or not result or storage.exists(f"{output}/_ledger/run.json")
     if not begun and storage.exists(storage.join(output, result)):

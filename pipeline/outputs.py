@@ -1,4 +1,4 @@
-"""Whether a file can be written where a job is told to: asked before the work, not after it."""
+"""Whether a job may write where it is told to, and can: asked before the work, not after it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pipeline.records import InputError
 
 
 def check_apart(output: str, source: str) -> None:
-    """Raise InputError where an output is a job's input, or one of the two lies in the other."""
+    """Raise InputError where an output is a job's input, or one of the two lies in the other.
+
+    It could replace the input, or be taken for a part of it by the next run.
+    """
     if storage.contains(source, output) or storage.contains(output, source):
         raise InputError(f"{output}: expected an output apart from {source}")
 

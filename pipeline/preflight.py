@@ -20,6 +20,7 @@ from pipeline.formats.label_ids import LabelIdReader
 from pipeline.incremental import compare
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
+from pipeline.outputs import check_apart
 from pipeline.preflight_frames import check_frames, estimate
 from pipeline.preflight_report import SHOWN, Check, Estimate, Report, megabytes
 from pipeline.records import InputError
@@ -65,7 +66,7 @@ def check(config: CheckConfig) -> Report:
     if settled is None:
         return Report(checks, None)
     with _finding("output", checks):
-        dump.check_output(settled.predictions, settled.output)
+        check_apart(settled.output, settled.predictions)
         checks.append(_output(settled))
     with _finding("cluster", checks):
         if not settled.local and (settled.cluster or os.environ.get("RAY_ADDRESS")):

@@ -25,6 +25,7 @@ from pipeline.ground_truth import GroundTruth, TruthRef, by_image, open_ground_t
 from pipeline.identity import digest, image_versions
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger, check_reached
+from pipeline.outputs import check_apart
 from pipeline.progress import Progress
 from pipeline.records import InputError
 from pipeline.stages import Receipt
@@ -78,7 +79,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Prepar
     started = time.monotonic()
     config = _absolute(config)
     if config.predictions is not None:
-        dump.check_output(config.predictions, config.output)
+        check_apart(config.output, config.predictions)
     storage.check_folder(config.images)
     truth = open_ground_truth(config.ground_truth, config.images)
     listing = truth.list_frames()

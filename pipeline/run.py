@@ -25,6 +25,7 @@ from pipeline.formats.parts import PartError, damaged, sweep
 from pipeline.incremental import Difference, compare
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
+from pipeline.outputs import check_apart
 from pipeline.progress import Progress, Summary
 from pipeline.records import FrameRef, InputError
 from pipeline.redaction import redacted
@@ -56,7 +57,7 @@ def _run(config: RefineConfig, report: RunLog) -> Summary:
     places = config.predictions, config.images, config.output
     if not config.local and any(url.startswith("memory:") for url in places):
         raise InputError("memory:// is the memory of one process: expected --local with it")
-    dump.check_output(config.predictions, config.output)
+    check_apart(config.output, config.predictions)
     storage.check_folder(config.images)
     form = dump.input_format(config.predictions, config.format)
     output_form = form if config.output_format == "same" else config.output_format

@@ -170,7 +170,7 @@ def test_an_output_that_could_replace_the_predictions_is_refused(run, flags, dum
     before = tree(tmp_path)
     status, _, error = run(*flags(form, output))
     assert status == 1
-    assert _is_one_line(error, "expected an output folder apart from", dump / INPUTS[form])
+    assert _is_one_line(error, "expected an output apart from", dump / INPUTS[form])
     assert tree(tmp_path) == before
     assert not list(tmp_path.rglob("_ledger"))
 
@@ -178,7 +178,7 @@ def test_an_output_that_could_replace_the_predictions_is_refused(run, flags, dum
 def test_a_cityscapes_output_in_the_folder_of_the_photographs_is_refused(run, flags, dump):
     status, _, error = run(*flags("cityscapes", output=dump / "images"))
     assert status == 1
-    assert _is_one_line(error, "expected an output folder apart from the images in")
+    assert _is_one_line(error, "expected an output apart from the images in")
     assert not (dump / "images" / "_ledger").exists()
 
 

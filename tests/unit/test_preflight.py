@@ -215,7 +215,7 @@ def test_a_checkpoint_that_is_not_there_is_found(config):
 
 @pytest.mark.parametrize("output", ["dump/cityscapes", "dump", "dump/cityscapes/refined"])
 def test_an_output_in_the_predictions_is_found(config, output):
-    assert "expected an output folder apart from" in _errors(check(config(output=output)))["output"].message
+    assert "expected an output apart from" in _errors(check(config(output=output)))["output"].message
 
 
 def test_a_final_file_of_somebody_else_in_the_output_is_found(config, tmp_path):

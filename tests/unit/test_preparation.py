@@ -167,7 +167,7 @@ def test_files_of_others_in_the_output_are_left_alone(truth, tmp_path):
 
 
 def test_an_output_that_holds_the_predictions_is_refused(truth, tmp_path):
-    with pytest.raises(InputError, match="expected an output folder apart from"):
+    with pytest.raises(InputError, match="expected an output apart from"):
         _prepare(truth, truth.parent, predictions=str(predict(truth)))
 
 

@@ -39,12 +39,12 @@ def main() -> int:
             return 0
         received: list[int] = []
         try:
-            with claimed(prepared) as lease:
+            with claimed(prepared) as check:
                 if config.workers_range[1]:
-                    _train_on_ray(prepared.config, _Console(), received, lease.check)
+                    _train_on_ray(prepared.config, _Console(), received, check)
                 else:
                     with _noted(received):
-                        train(prepared.config, _Console(), lambda: bool(received), lease.check)
+                        train(prepared.config, _Console(), lambda: bool(received), check)
         except Interrupted as reason:
             print(reason)
             return 128 + received[0]

@@ -102,9 +102,9 @@ def write_shards(output: str, tables: Mapping[str, pa.Table], name: str) -> str:
     return name
 
 
-def shard_name(frames: Sequence[tuple[str, str]]) -> str:
-    """Where the patches of these frames go, by their ids and what they are cut from: the same to the same shards."""
-    return hashlib.sha256("\n".join(map(" ".join, frames)).encode()).hexdigest()[:16]
+def shard_name(frame_ids: Sequence[str]) -> str:
+    """Where the patches of these frames go: the same frames always to the same shards."""
+    return hashlib.sha256("\n".join(frame_ids).encode()).hexdigest()[:16]
 
 
 def name_in(path: str) -> str | None:

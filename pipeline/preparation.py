@@ -101,6 +101,9 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Prepar
         items = _identified(items, config, truth)
         changed, removed = _stale(items, listed, ledger)
         ledger.withdraw(changed, removed)
+        if changed or removed:
+            # The same frames get the same shards again, perhaps fewer of them.
+            _sweep(config.output, {*ledger.parts.values()})
         size = config.frames_per_block
         # Blocks are made before what is done is left out, so that a repeated block has its old name.
         blocks = [items[i : i + size] for i in range(0, len(items), size)]
@@ -218,7 +221,7 @@ def _cut_block(items: Sequence[Item], cutter: Cutter) -> list[Receipt]:
     check_reached(cutter.config.output)
     rows: dict[str, list[Cut]] = {split: [] for split in patch_dataset.SPLITS}
     receipts, good = [], []
-    name = patch_dataset.shard_name([(item.truth.key, item.identity) for item in items])
+    name = patch_dataset.shard_name([item.truth.key for item in items])
     for item in items:
         started, cut, error = time.perf_counter(), Cut(), ""
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -178,15 +178,25 @@ def prepare(config: TrainConfig) -> Prepared | None:
 
 
 @contextmanager
-def claimed(prepared: Prepared) -> Iterator[Lease]:
-    """Hold the output, and make it this run's; InputError where another run trains there.
+def claimed(prepared: Prepared) -> Iterator[Callable[[], None]]:
+    """Hold the output, and make it this run's; yields what raises InputError once it is not held any more.
 
-    One process holds it for all that train. It outlives each of them, so that those that Ray starts anew go on at once.
+    InputError where another run trains there. One process holds it for all that train: the first of torch.distributed,
+    or the one that has Ray start the others, which it outlives, so that those that are started anew go on at once.
     """
     output = prepared.config.output
-    with Lease(output) as lease:
-        TrainingFolder(output).claim(prepared.settings, prepared.config.restart)
-        yield lease
+    with ExitStack() as stack:
+        fault, check = "", lambda: None
+        if place()[0] == 0:
+            try:
+                check = stack.enter_context(Lease(output)).check
+                TrainingFolder(output).claim(prepared.settings, prepared.config.restart)
+            except (InputError, OSError) as error:
+                fault = str(error)
+        # The others wait for it, and end with it.
+        if fault := gathered(fault)[0]:
+            raise InputError(fault)
+        yield check
 
 
 def _side(config: TrainConfig) -> int:

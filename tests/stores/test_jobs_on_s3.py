@@ -232,12 +232,12 @@ def test_training_on_s3_goes_on_from_its_checkpoint(s3, bucket, tmp_path):
     def begun(output, data, stop_after=None):
         lines = []
         prepared = prepare_training(training_settings(data, output, "--fit.steps=4", "--workers=0"))
-        with claimed(prepared) as held:
+        with claimed(prepared) as check:
             train(
                 prepared.config,
                 lambda line, passing=False: lines.append(line),
                 lambda: stop_after and len(lines) >= stop_after,
-                held.check,
+                check,
             )
 
     begun(tmp_path / "undisturbed", str(data))

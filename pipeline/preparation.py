@@ -179,13 +179,12 @@ def _identified(items: Sequence[Item], config: PrepareConfig, truth: GroundTruth
 def _stale(items: Sequence[Item], listed: Container[str], ledger: Ledger) -> tuple[list[str], list[str]]:
     """Finished frames that must be cut again, and those that are gone. Frames share shards, which go as a whole."""
     now = {item.truth.key: item.identity for item in items}
-    before = ledger.identities
-    wrong = {ledger.parts[key] for key in ledger.parts if key not in listed or before[key] != now[key]}
-    stale = [
-        key
-        for key, part in ledger.parts.items()
-        if (part and part in wrong) or key not in listed or before[key] != now[key]
-    ]
+
+    def differs(key: str) -> bool:
+        return key not in listed or ledger.identities[key] != now[key]
+
+    parts = {part for key, part in ledger.parts.items() if part and differs(key)}
+    stale = [key for key, part in ledger.parts.items() if part in parts or differs(key)]
     return [key for key in stale if key in listed], [key for key in stale if key not in listed]
 
 

@@ -181,7 +181,7 @@ def text(found: Results) -> str:
         lines += ["", f"{'what changed':<22}" + "".join(f"{name:>19}" for name in found.changes["all"])]
         for label, numbers in found.changes.items():
             lines.append(f"{label:<22}" + "".join(_change(name, value) for name, value in numbers.items()))
-    if found.shifts:
+    if sum(found.shifts):
         lines += ["", f"IoU of instances    {found.better:.1%} better, {found.worse:.1%} worse (by more than 0.005)"]
     lines += [f"note         {note}" for note in found.notes]
     lines += [f"set aside    {key}: {error}" for key, error in list(found.aside.items())[:5]]

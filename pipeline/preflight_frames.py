@@ -121,6 +121,8 @@ def check_frames(
             measured.append(seen)
     looked = "all" if everything else f"a sample of {len(chosen)}"
     sayings = dict(_SOUND)
+    if len(chosen) == faults["images"].in_sample:
+        sayings |= dict.fromkeys(("image files", "masks", "sizes"), "nothing could be looked at")
     if form == "parquet" or (form == "coco" and config.image_list is None):
         sayings["categories"] = "nothing says which are known"
     return [faults[name].check(name, text, len(refs), len(chosen), looked) for name, text in sayings.items()], measured

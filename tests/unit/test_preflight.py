@@ -85,6 +85,16 @@ def test_an_image_that_is_missing_is_named_though_it_may_not_be_sampled(dump, co
     assert found["images"].findings[0] == f"{dump.root}/images/frame_000.png: no such file"
 
 
+@pytest.mark.parametrize("form", ["cityscapes", "coco"])
+def test_nothing_is_said_to_be_sound_where_no_image_is_there(dump, config, form):
+    for path in (dump.root / "images").iterdir():
+        path.unlink()
+    report = check(config(form))
+    told = {found.name: found.message for found in report.checks}
+    assert set(_errors(report)) == {"images"}
+    assert all(told[name].startswith("nothing could be looked at") for name in ("image files", "masks", "sizes"))
+
+
 def test_a_listing_error_is_named_where_it_stands(dump, config):
     (dump.root / "images" / "frame_002.png").unlink()
     found = _errors(check(config(sample=1)))

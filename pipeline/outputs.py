@@ -21,9 +21,17 @@ def check_writable(url: str) -> None:
     """Raise InputError where no file can be written under this name, found out by writing one beside it."""
     if storage.is_dir(url):
         raise InputError(f"{url}: is a folder, expected the name of a file to write")
-    trial = f"{url}.{uuid4().hex}.tmp"
+    _try(f"{url}.{uuid4().hex}.tmp", url)
+
+
+def check_writable_folder(output: str) -> None:
+    """As `check_writable`, of a folder with a ledger, found out by writing a file beside that."""
+    _try(f"{output}/_ledger/trial-{uuid4().hex}", output)
+
+
+def _try(trial: str, named: str) -> None:
     try:
         storage.put(trial, b"")
         storage.remove(trial)
     except OSError as error:
-        raise InputError(f"{url}: cannot be written ({error.strerror or error})") from None
+        raise InputError(f"{named}: cannot be written ({error.strerror or error})") from None

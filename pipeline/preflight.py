@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
-from uuid import uuid4
 
 from pipeline import dump, run, storage
 from pipeline.config import RefineConfig
@@ -20,7 +19,7 @@ from pipeline.formats.label_ids import LabelIdReader
 from pipeline.incremental import compare
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
-from pipeline.outputs import check_apart
+from pipeline.outputs import check_apart, check_writable_folder
 from pipeline.preflight_frames import check_frames, estimate
 from pipeline.preflight_report import SHOWN, Check, Estimate, Report, megabytes
 from pipeline.records import InputError
@@ -113,12 +112,7 @@ def _checkpoint(config: CheckConfig, checks: list[Check]) -> str | None:
 def _output(config: CheckConfig) -> Check:
     output = config.output
     if config.probe:
-        url = f"{output}/_ledger/preflight-{uuid4().hex}"
-        try:
-            storage.put(url, b"")
-            storage.remove(url)
-        except OSError as error:
-            raise InputError(f"{output}: cannot be written ({error.strerror or error})") from None
+        check_writable_folder(output)
         return Check("output", "ok", f"{output} can be written")
     if not os.path.isabs(output):
         message = (

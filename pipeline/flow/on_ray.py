@@ -91,16 +91,23 @@ def run_ray(plan: Plan, wish: Placement) -> Iterator[list[Receipt]]:
             blocks = in_blocks(plan, sample.result(), patches=patches, processes=pool.size, cpus=cpus)
             close_idle()
             size = len(blocks.frames[0])
-            # The first machines of an autoscaler take their time: they may have to install everything.
-            patience = 600 if any(node.get(kind) for node in nodes) else 1800
-            # A block that takes too long is given up by its task, then by a child, then each of its frames alone.
-            context.execution_no_progress_timeout_s = int(max(patience, (size + 3) * plan.stages.limits.seconds))
+            up = any(node.get(kind) for node in nodes)
+            context.execution_no_progress_timeout_s = patience_s(up, size, plan.stages.limits.seconds)
             plan.place.update(placement=mode, machines=len(nodes), pool=asdict(pool), frames_per_block=size)
             rows = (_fused if mode == "fused" else _spread)(plan, blocks, wish, pool, context)
             for batch in rows.iter_batches(batch_size=None, prefetch_batches=0):
                 for receipts in batch["receipts"]:
                     yield pickle.loads(receipts)
             plan.place["ray_data_stats"] = rows.stats()
+
+
+def patience_s(up: bool, frames: int, seconds: float) -> int:
+    """How long nothing may happen until a run is given up, with machines `up`, for blocks of so many frames.
+
+    The first machines of an autoscaler take their time: they may have to install everything. A block that takes longer
+    than `seconds` is given up by its task, then by a child, then each of its frames alone, and all of them may hang.
+    """
+    return int(max(600 if up else 1800, (frames + 3) * seconds))
 
 
 def _spread(plan: Plan, blocks: Blocks, wish: Placement, pool: Pool, context: Any) -> Any:

@@ -154,7 +154,15 @@ def test_entrypoints_are_console_scripts_and_the_settings_are_read(tmp_path):
     command, path = job["entrypoint"].split()
     assert command in scripts
     (tmp_path / "nightly.yaml").write_text(_load("settings.yaml")["data"][Path(path).name])
-    assert parse(RefineConfig, [str(tmp_path / "nightly.yaml")]).predictions == "s3://bucket/results"
+    settings = parse(RefineConfig, [str(tmp_path / "nightly.yaml")])
+    assert settings.predictions == "s3://bucket/results"
+    # No machine is up when the run begins: it gets what it asks for.
+    (gpus,) = [
+        group
+        for group in _load("rayjob.yaml")["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        if group["groupName"] == "gpu"
+    ]
+    assert (settings.device, settings.workers) == ("gpu", gpus["maxReplicas"])
 
 
 def test_the_nightly_submission_has_one_id_a_day(tmp_path):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
+from pipeline.images import decode_image
 from pipeline.predictions import frame_of_masks, write_frames
 from pipeline.records import Frame
-from pipeline.stages import decode_image
 
 Model = Callable[[list[torch.Tensor]], list[dict[str, torch.Tensor]]]
 

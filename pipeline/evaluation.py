@@ -21,6 +21,7 @@ from pipeline.flow import map_blocks
 from pipeline.formats import Reader
 from pipeline.ground_truth import GroundTruth, Listing, TrueFrame, TruthRef, by_image, open_ground_truth
 from pipeline.guard import REASONS
+from pipeline.images import decode_image
 from pipeline.metrics import cityscapes_ap, matching
 from pipeline.metrics.boundary import CITYSCAPES_RATIO, COCO_RATIO
 from pipeline.metrics.boundary_f import TOLERANCE_SHARE, boundary_f_frame
@@ -30,7 +31,7 @@ from pipeline.metrics.oracle import DISTANCES_PX, oracle
 from pipeline.metrics.overlap import areas, iou_matrix
 from pipeline.progress import Progress
 from pipeline.records import Frame, FrameRef, InputError, Instance
-from pipeline.stages import Receipt, decode_image
+from pipeline.work import Receipt
 
 COARSE, REFINED = "coarse", "refined"
 

@@ -13,11 +13,11 @@ from pipeline.evaluation import COARSE, REFINED, SHIFT_EDGES, WORSE_BY, Evaluate
 from pipeline.evaluation_results import SHARES, Numbers, Results
 from pipeline.ground_truth import TrueFrame, open_ground_truth
 from pipeline.guard import REASONS
+from pipeline.images import decode_image
 from pipeline.ledger import read_receipts
 from pipeline.metrics.overlap import areas, iou_matrix
 from pipeline.records import Instance
 from pipeline.report import Bar, BarGroup, Card, Delta, Gallery, Histogram, Report, Table, make_card
-from pipeline.stages import decode_image
 
 EXPLANATIONS = {
     "largest gains": "Instances whose IoU with the ground truth rose most.",

@@ -10,10 +10,10 @@ import numpy as np
 from model.coarsen import coarsen
 from pipeline import storage
 from pipeline.ground_truth import GroundTruth, TrueInstance, TruthRef, open_ground_truth
+from pipeline.images import decode_image
 from pipeline.metrics.boundary import COCO_RATIO, boundary_f_score, boundary_iou, dilation_px, iou
 from pipeline.metrics.overlap import Region
 from pipeline.records import InputError, cut_to_box
-from pipeline.stages import decode_image
 from pipeline.training_patches import generator, whole_mask
 
 MEASURES = ("IoU", "boundary IoU", "F 1px", "F 3px")

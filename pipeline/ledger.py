@@ -18,7 +18,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.records import InputError
-from pipeline.stages import Receipt
+from pipeline.work import Receipt
 
 FLUSH_SECONDS = 2.0
 """At most so much finished work is done again after a crash of the driver."""

@@ -15,7 +15,8 @@ from pipeline.guard import GuardConfig, passed_over
 from pipeline.patches import crop
 from pipeline.proposals import PATCH_PX, TieOrder, boundary_strength, longest_stride, propose, row_major
 from pipeline.records import Frame, Instance, cut_to_box
-from pipeline.stages import Work, assemble
+from pipeline.stages import assemble
+from pipeline.work import Work
 
 Network = Callable[[np.ndarray, float], np.ndarray]
 """Probabilities (N, P, P) uint16, 65535 = 1, of patches (N, P, P, 4) uint8 by a network whose input has a share (the

@@ -17,9 +17,10 @@ from pipeline import rle, storage
 from pipeline.config import RefineConfig
 from pipeline.formats import Reader
 from pipeline.formats.mask_png import encode_png
+from pipeline.images import decode_image
 from pipeline.preflight_report import SHOWN, Check, Estimate
 from pipeline.records import FrameRef, InputError, Instance
-from pipeline.stages import Cutting, cut, decode_image, within_memory
+from pipeline.stages import Cutting, cut, within_memory
 
 MEASURED = 200
 """Frames that are also cut into patches, by which the run is estimated; the others are only read."""

@@ -28,8 +28,8 @@ from pipeline.ledger import Ledger, check_reached
 from pipeline.outputs import check_apart
 from pipeline.progress import Progress
 from pipeline.records import InputError
-from pipeline.stages import Receipt
 from pipeline.training_patches import MIN_IOU, Cut, Cutter, Item, PrepareConfig, cut_frame, generator, pairs_to_cut
+from pipeline.work import Receipt
 
 
 @dataclass(frozen=True)

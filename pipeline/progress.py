@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.guard import REASONS
 from pipeline.redaction import redacted
-from pipeline.stages import Receipt
+from pipeline.work import Receipt
 
 STAGES = ("extract", "refine", "assemble", "commit")
 LOG_SECONDS = 10.0

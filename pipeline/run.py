@@ -31,7 +31,8 @@ from pipeline.records import FrameRef, InputError
 from pipeline.redaction import redacted
 from pipeline.run_log import RunLog
 from pipeline.run_record import recorded
-from pipeline.stages import Cutting, Receipt, Work, commit
+from pipeline.stages import Cutting, commit
+from pipeline.work import Receipt, Work
 
 METHOD = 2
 """Raised with every change of this program that makes other masks of the same input and settings."""

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pipeline.redaction import redacted
-from pipeline.stages import Receipt
+from pipeline.work import Receipt
 
 LogFormat = Literal["text", "json"]
 

@@ -1,26 +1,24 @@
-"""The stages every frame passes: extract, refine, assemble, commit. Plain functions; where they run is flow.py's."""
+"""The stages every frame passes: extract, refine, assemble, commit. Where they run, `pipeline/flow/` says."""
 
 from __future__ import annotations
 
-import pickle
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
 
 from pipeline import storage
 from pipeline.formats import Reader, Writer
-from pipeline.formats.mask_png import PNG_SIGNATURE, plain_png
 from pipeline.guard import GuardConfig, judge, passed_over
-from pipeline.limits import LimitsConfig, check_image
+from pipeline.images import decode_image
+from pipeline.limits import LimitsConfig
 from pipeline.patches import crop, paste
 from pipeline.proposals import PATCH_PX, boundary_strength, propose
 from pipeline.records import Frame, FrameRef, InputError, Instance, cut_to_box
+from pipeline.work import Receipt, Work
 
 if TYPE_CHECKING:  # torch stays out of the processes that only cut and paste
     from model import Refiner
@@ -49,108 +47,6 @@ class Cutting:
     def patch_bytes(self) -> int:
         """Bytes of a patch on its way to the network."""
         return 4 * (self.patch_px + 2 * self.padding) ** 2
-
-
-@dataclass(slots=True)
-class Work:
-    """One frame on its way through the stages, without its image."""
-
-    frame_id: str
-    frame: Frame | None = None
-    boxes: list[np.ndarray] = field(default_factory=list)
-    """Per instance the (n, 4) int32 boxes of its patches; the patches themselves travel beside, in this order."""
-    error: str = ""
-    """Why the frame is set aside; empty while all is well."""
-    in_pieces: bool = False
-    """Whether it has more patches than may travel (`IN_PIECES`), so that none do."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    refined_at: float = 0.0
-    """Unix time at which its patches left the network."""
-    file_name: str = ""
-    identity: str = ""
-    """What its inputs were when it was read."""
-    counts: dict[str, int] = field(default_factory=dict)
-    """What it took: `bytes_read`, `bytes_written`, and `batch_places`, the patches that fit the network's batches."""
-    arithmetic: str = ""
-    """What refined it (`Refiner.arithmetic`)."""
-    sealed: bytes = b""
-    """Frame and boxes, while they are not needed: who passes a frame on need not take all its masks apart."""
-
-    @property
-    def patches(self) -> int:
-        return sum(map(len, self.boxes))
-
-    def seal(self) -> None:
-        """Put frame and boxes away until `open`."""
-        self.sealed = pickle.dumps((self.frame, self.boxes), pickle.HIGHEST_PROTOCOL)
-        self.frame, self.boxes = None, []
-
-    def open(self) -> None:
-        """Take frame and boxes out again, where they were put away."""
-        if self.sealed:
-            self.frame, self.boxes = pickle.loads(self.sealed)
-            self.sealed = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """What the driver is told about a frame that is finished or set aside."""
-
-    frame_id: str
-    error: str
-    part: str
-    instances: int
-    refined: int
-    patches: int
-    seconds: dict[str, float]
-    refined_at: float
-    reasons: dict[str, int] = field(default_factory=dict)
-    """Number of instances that have a reason (`guard.REASONS`), by reason."""
-    file_name: str = ""
-    identity: str = ""
-    """What the frame's inputs were (`pipeline.identity`); empty where it was set aside."""
-    counts: dict[str, int] = field(default_factory=dict)
-    """As `Work.counts`; what frames took together is with one of them."""
-    arithmetic: str = ""
-
-
-@contextmanager
-def _timed(work: Work, stage: str) -> Iterator[None]:
-    started, read = time.perf_counter(), storage.traffic["read"]
-    try:
-        yield
-    finally:
-        work.seconds[stage] = work.seconds.get(stage, 0.0) + time.perf_counter() - started
-        _count(work, "bytes_read", storage.traffic["read"] - read)
-
-
-def _count(work: Work, what: str, count: int) -> None:
-    if count:
-        work.counts[what] = work.counts.get(what, 0) + count
-
-
-def _refined_by(work: Work, refiner: Refiner, places: int) -> None:
-    work.refined_at, work.arithmetic = time.time(), refiner.arithmetic
-    _count(work, "batch_places", places)
-
-
-def decode_image(url: str, memory_bytes: int | None = None) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 RGB.
-
-    InputError names a file that is missing, cannot be decoded, or would not fit `memory_bytes`.
-    """
-    data = storage.read(url)
-    if memory_bytes is not None:
-        check_image(url, data, memory_bytes)
-    if data.startswith(PNG_SIGNATURE):
-        data = plain_png(data) or b""
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error:  # an empty file
-        image = None
-    if image is None:
-        raise InputError(f"{url}: expected an image that OpenCV can decode")
-    return image
 
 
 def cut(
@@ -209,7 +105,7 @@ def extract(
     """
     work = Work(ref.frame_id, file_name=ref.file_name)
     patches = np.zeros((0, *(cutting.patch_px + 2 * cutting.padding,) * 2, 4), np.uint8)
-    with _timed(work, "extract"):
+    with work.timed("extract"):
         try:
             image = decode_image(storage.join(images, ref.file_name), limits.memory_bytes)
             height, width = image.shape[:2]
@@ -221,7 +117,7 @@ def extract(
             work.identity = reader.identity(ref, instances)
             work.frame = Frame(ref.frame_id, ref.file_name, width, height, instances)
         except Exception as error:  # one frame must never stop the others
-            set_aside(work, error)
+            work.set_aside(error)
     return work, patches
 
 
@@ -238,13 +134,6 @@ def within_memory(found: Iterator[Instance], ref: FrameRef, held: int, limits: L
                 f" expected a frame to fit limits.memory_gb = {limits.memory_gb:g}"
             )
     return instances
-
-
-def set_aside(work: Work, error: Exception) -> None:
-    """Note why a frame cannot be finished, and let go of what was made of it."""
-    if not isinstance(error, InputError):
-        error = InputError(f"{work.file_name}: {type(error).__name__}: {' '.join(str(error).split())}")
-    work.error, work.frame, work.boxes, work.sealed, work.in_pieces = str(error), None, [], b"", False
 
 
 Block = tuple[Sequence[Work], Sequence[np.ndarray]]
@@ -281,6 +170,11 @@ def refine(blocks: Iterable[Block], refiner: Refiner, padding: int) -> Iterator[
         started, waited, places = time.perf_counter(), 0.0, refiner.places
 
 
+def _refined_by(work: Work, refiner: Refiner, places: int) -> None:
+    work.refined_at, work.arithmetic = time.time(), refiner.arithmetic
+    work.count("batch_places", places)
+
+
 def refine_in_pieces(
     work: Work, refiner: Refiner, images: str, cutting: Cutting, guard: GuardConfig, limits: LimitsConfig
 ) -> None:
@@ -296,12 +190,12 @@ def refine_in_pieces(
             raise InputError(f"{frame.file_name}: the image has changed since its masks were read")
         for some in _pieces([len(boxes) for boxes in work.boxes]):
             instances, boxes = frame.instances[some], work.boxes[some]
-            with _timed(work, "refine"):
+            with work.timed("refine"):
                 probabilities = _probabilities(image, instances, boxes, refiner, cutting)
-            with _timed(work, "assemble"):
+            with work.timed("assemble"):
                 _settle(frame, instances, boxes, probabilities, guard)
     except Exception as error:  # one frame must never stop the others
-        set_aside(work, error)
+        work.set_aside(error)
     _refined_by(work, refiner, refiner.places - before)
 
 
@@ -338,11 +232,11 @@ def assemble(work: Work, probabilities: np.ndarray, guard: GuardConfig) -> None:
     work.open()
     if work.frame is None or work.in_pieces:
         return
-    with _timed(work, "assemble"):
+    with work.timed("assemble"):
         try:
             _settle(work.frame, work.frame.instances, work.boxes, probabilities, guard)
         except Exception as error:  # one frame must never stop the others
-            set_aside(work, error)
+            work.set_aside(error)
 
 
 def _settle(
@@ -396,10 +290,10 @@ def commit(works: Sequence[Work], writer: Writer) -> list[Receipt]:
     except Exception as error:
         if len(works) > 1:
             return [receipt for work in works for receipt in commit([work], writer)]
-        set_aside(works[0], error)
+        works[0].set_aside(error)
     for work in good:
         work.seconds["commit"] = (time.perf_counter() - started) / len(good)
-    _count(works[0], "bytes_written", storage.traffic["written"] - written)
+    works[0].count("bytes_written", storage.traffic["written"] - written)
     return [_receipt(work, part) for work in works]
 
 

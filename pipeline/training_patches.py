@@ -16,11 +16,11 @@ from pipeline import storage
 from pipeline.config import MAX_BLOCK_FRAMES, Format, check_patch_size
 from pipeline.formats import Reader
 from pipeline.ground_truth import GroundTruth, TrueInstance, TruthRef
+from pipeline.images import decode_image
 from pipeline.metrics.overlap import Located, Region, intersection
 from pipeline.patches import crop
 from pipeline.proposals import PATCH_PX, propose
 from pipeline.records import FrameRef, InputError, Instance, cut_to_box
-from pipeline.stages import decode_image
 
 MIN_IOU = 0.5
 """A coarse mask that overlaps its target less teaches nothing (the reference's rule)."""

@@ -22,7 +22,8 @@ from pipeline.flow.local import helpers_beside, refine_blocks
 from pipeline.guard import GuardConfig
 from pipeline.limits import LimitsConfig
 from pipeline.records import InputError
-from pipeline.stages import Cutting, Receipt
+from pipeline.stages import Cutting
+from pipeline.work import Receipt
 
 BATCH = 1024
 """Patches of a batch, as a GPU has them of hrnet18s_128."""

@@ -18,8 +18,10 @@ from model import Refiner
 from pipeline.benchmark.made_dump import MadeDump
 from pipeline.dump import reader, writer
 from pipeline.guard import GuardConfig
+from pipeline.images import decode_image
 from pipeline.records import Frame, FrameRef, Instance
-from pipeline.stages import Cutting, Work, assemble, commit, crop_all, decode_image, place, refine
+from pipeline.stages import Cutting, assemble, commit, crop_all, place, refine
+from pipeline.work import Work
 
 Result = TypeVar("Result")
 

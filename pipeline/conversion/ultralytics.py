@@ -12,8 +12,8 @@ from pipeline import storage
 from pipeline.confine import inside
 from pipeline.conversion.entries import Entry, of_mask, results
 from pipeline.conversion.image_list import ImageList, stem
+from pipeline.images import decode_image
 from pipeline.records import InputError, cut_to_box
-from pipeline.stages import decode_image
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 

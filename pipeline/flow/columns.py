@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import DTypeLike
 
-from pipeline.stages import Work
+from pipeline.work import Work
 
 
 def packed(parts: Sequence[np.ndarray]) -> pa.ChunkedArray:

@@ -15,7 +15,8 @@ from pipeline.flow.blocks import UNKNOWN, in_blocks, patches_per_block, patches_
 from pipeline.flow.plan import Plan, Stages
 from pipeline.heap import keep_freed_memory
 from pipeline.records import FrameRef, InputError
-from pipeline.stages import Block, Receipt, Work
+from pipeline.stages import Block
+from pipeline.work import Receipt, Work
 
 if TYPE_CHECKING:
     from model import Refiner

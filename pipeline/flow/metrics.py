@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.redaction import redacted
-from pipeline.stages import Receipt
+from pipeline.work import Receipt
 
 COUNTERS = {
     "bpr_frames": "Frames refined.",

@@ -45,7 +45,7 @@ from pipeline.heap import keep_freed_memory
 from pipeline.isolation import close_idle
 from pipeline.ledger import check_reached
 from pipeline.records import InputError
-from pipeline.stages import Receipt
+from pipeline.work import Receipt
 
 if TYPE_CHECKING:
     from model import Refiner

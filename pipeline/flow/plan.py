@@ -17,18 +17,8 @@ from pipeline.heap import keep_freed_memory
 from pipeline.isolation import ChildError, isolated
 from pipeline.limits import LimitsConfig
 from pipeline.records import FrameRef, InputError
-from pipeline.stages import (
-    Block,
-    Cutting,
-    Receipt,
-    Work,
-    assemble,
-    commit,
-    extract,
-    refine,
-    refine_in_pieces,
-    set_aside,
-)
+from pipeline.stages import Block, Cutting, assemble, commit, extract, refine, refine_in_pieces
+from pipeline.work import Receipt, Work
 
 if TYPE_CHECKING:
     from model import Refiner
@@ -96,7 +86,7 @@ class Stages:
                 alone = [self.extract_isolated([ref]) for ref in refs]
                 return [work for works, _ in alone for work in works], [part for _, parts in alone for part in parts]
             work = Work(refs[0].frame_id, file_name=refs[0].file_name)
-            set_aside(work, InputError(f"{work.file_name}: reading it {death}"))
+            work.set_aside(InputError(f"{work.file_name}: reading it {death}"))
             return [work], [self._no_patches()]
         if len(refs) > 1:
             # The others may have left a frame too little memory.
@@ -115,7 +105,7 @@ class Stages:
                 try:
                     refined.append(child.call(self._refine_one, work, part, load))
                 except ChildError as death:
-                    set_aside(work, InputError(f"{work.file_name}: refining it {death}"))
+                    work.set_aside(InputError(f"{work.file_name}: refining it {death}"))
                     refined.append((work, self._no_patches()[..., 0].astype(np.uint16)))
         return [work for work, _ in refined], [part for _, part in refined]
 
@@ -126,7 +116,7 @@ class Stages:
                 return child.call(self.finish, works, probabilities, seconds=self.limits.seconds)
             except ChildError as death:
                 if len(works) == 1:
-                    set_aside(works[0], InputError(f"{works[0].file_name}: writing it {death}"))
+                    works[0].set_aside(InputError(f"{works[0].file_name}: writing it {death}"))
                     return commit(works, self.writer)
         return [receipt for work, part in zip(works, probabilities) for receipt in self.finish_isolated([work], [part])]
 

@@ -36,7 +36,8 @@ def test_only_the_flow_and_the_training_job_know_ray():
 
 
 @pytest.mark.parametrize(
-    "name", ["stages", "guard", "patches", "proposals", "records", "formats/cityscapes", "formats/coco"]
+    "name",
+    ["stages", "work", "images", "guard", "patches", "proposals", "records", "formats/cityscapes", "formats/coco"],
 )
 def test_torch_stays_out_of_the_processes_that_only_cut_and_paste(name):
     path = ROOT / "pipeline" / f"{name}.py"

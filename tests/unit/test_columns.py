@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.flow.columns import packed, pickled, unpacked, unpickled, work_columns, works_in
 from pipeline.records import Frame, InputError
-from pipeline.stages import Work, set_aside
+from pipeline.work import Work
 
 SHAPES = [((64, 64, 4), np.uint8), ((66, 66, 4), np.uint8), ((31, 31), np.uint16)]
 COUNTS = [(3, 1, 2), (0, 2, 0), (0,), (0, 0), (5,)]
@@ -100,7 +100,7 @@ def test_what_is_sealed_passes_by_those_who_do_not_open_it():
 def test_a_frame_set_aside_on_the_way_stays_without_what_was_sealed():
     table = pa.table(work_columns(_works("a", "b")))
     works = unpickled(table["work"])
-    set_aside(works[0], InputError("a.png: refining it killed its process"))
+    works[0].set_aside(InputError("a.png: refining it killed its process"))
     aside, other = works_in(pa.table(work_columns(works, table["sealed"])))
     assert (aside.sealed, aside.error) == (b"", "a.png: refining it killed its process")
     assert other.sealed

@@ -20,7 +20,8 @@ from pipeline.guard import GuardConfig
 from pipeline.limits import LimitsConfig
 from pipeline.records import InputError
 from pipeline.run import run as refine_dump
-from pipeline.stages import Cutting, Work
+from pipeline.stages import Cutting
+from pipeline.work import Work
 from tests.dumps import make_dump, tree
 from tests.poison import Blur
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.ledger import Ledger, read_receipts
 from pipeline.records import InputError
-from pipeline.stages import Receipt
+from pipeline.work import Receipt
 
 
 def _receipt(frame_id, error="", part=""):

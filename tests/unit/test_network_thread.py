@@ -9,7 +9,8 @@ from pipeline.flow.network_thread import NetworkThread
 from pipeline.formats.cityscapes import CityscapesReader, CityscapesWriter
 from pipeline.guard import GuardConfig
 from pipeline.limits import LimitsConfig
-from pipeline.stages import Cutting, Work
+from pipeline.stages import Cutting
+from pipeline.work import Work
 
 STAGES = Stages(CityscapesReader("", ""), CityscapesWriter(""), "", Cutting(0.25), GuardConfig(), LimitsConfig())
 

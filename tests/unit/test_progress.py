@@ -4,7 +4,7 @@ import pytest
 
 from pipeline import progress
 from pipeline.progress import Progress
-from pipeline.stages import Receipt
+from pipeline.work import Receipt
 
 
 def _receipt(frame_id, error="", patches=10, refined_at=0.0):

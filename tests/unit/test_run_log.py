@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.records import InputError
 from pipeline.run_log import ALL_ASIDE, RunLog
-from pipeline.stages import Receipt
+from pipeline.work import Receipt
 
 
 def _aside(*names, error="x.png: broken"):

@@ -5,20 +5,12 @@ import pytest
 from model import Refiner
 from pipeline import stages
 from pipeline.guard import GuardConfig
+from pipeline.images import decode_image
 from pipeline.limits import LimitsConfig
 from pipeline.patches import crop, paste
 from pipeline.records import Frame, FrameRef, Instance, cut_to_box
-from pipeline.stages import (
-    Cutting,
-    Work,
-    assemble,
-    commit,
-    cut,
-    decode_image,
-    extract,
-    refine,
-    refine_in_pieces,
-)
+from pipeline.stages import Cutting, assemble, commit, cut, extract, refine, refine_in_pieces
+from pipeline.work import Work
 from tests.conftest import golden_cases, random_patches, seeded_network
 
 CUTTING = Cutting(nms_threshold=0.25)

@@ -8,8 +8,8 @@ from pipeline import flow, storage
 from pipeline.ledger import Ledger
 from pipeline.records import InputError
 from pipeline.run import run as refine_dump
-from pipeline.stages import Receipt
 from pipeline.status import StatusReader, read_status
+from pipeline.work import Receipt
 from tests.dumps import make_dump
 
 NOW = 1_800_000_000.0

@@ -9,7 +9,6 @@ from typing import Any
 from pipeline.evaluation import COARSE, REFINED, SHIFT_EDGES, Outcome, oracle_name
 from pipeline.ground_truth import CITYSCAPES_CLASSES
 from pipeline.metrics.average_precision import AveragePrecision, average_precision
-from pipeline.metrics.changes import ClassChanges
 from pipeline.metrics.cityscapes_ap import EVALUATED, CityscapesAP, cityscapes_ap
 from pipeline.metrics.oracle import DISTANCES_PX
 
@@ -99,7 +98,7 @@ def results(outcome: Outcome) -> Results:
     if ("changes", REFINED) in tally.records:
         record = tally.records["changes", REFINED]
         changed = {names.get(c, str(c)): one.numbers() for c, one in record.categories.items()}
-        changed["all"] = sum(record.categories.values(), ClassChanges()).numbers()
+        changed["all"] = record.total().numbers()
     if tally.compared and not tally.judged:
         notes.append(NO_VERDICTS)
     if tally.aside:

@@ -22,8 +22,6 @@ class AveragePrecision:
     """Ids, ascending."""
     precision: np.ndarray
     """(thresholds, recalls, categories, sizes) float64; -1 where a category has no truth of a size."""
-    truths: np.ndarray
-    """(categories, sizes) int64: truths to be found."""
     unknown: dict[int, int]
     """Predictions left out because the ground truth does not have their category: how many, by category id."""
 
@@ -65,17 +63,16 @@ def average_precision(matches: Matches, categories: Collection[int]) -> AverageP
     order = np.lexsort((matches.order, -matches.score, matches.category))
     category = matches.category[order]
     precision = np.full((len(IOU_THRESHOLDS), len(RECALLS), len(known), len(SIZES)), -1.0)
-    truths = np.zeros((len(known), len(SIZES)), np.int64)
     for k, one in enumerate(known):
-        truths[k] = matches.truths.get(one, 0)
+        truths = matches.truths.get(one, ())
         chosen = order[np.searchsorted(category, one) : np.searchsorted(category, one, side="right")]
-        for a in np.flatnonzero(truths[k]):
+        for a in np.flatnonzero(truths):
             matched, ignored = matches.matched[chosen, a], matches.ignored[chosen, a]
             for t in range(len(IOU_THRESHOLDS)):
                 flags = unpack(matched, t), unpack(ignored, t)
-                precision[t, :, k, a] = _precision_at_recalls(*flags, truths[k, a])
+                precision[t, :, k, a] = _precision_at_recalls(*flags, truths[a])
     ids, counts = np.unique(category[~np.isin(category, known)], return_counts=True)
-    return AveragePrecision(known, precision, truths, dict(zip(ids.tolist(), counts.tolist())))
+    return AveragePrecision(known, precision, dict(zip(ids.tolist(), counts.tolist())))
 
 
 def _precision_at_recalls(matched: np.ndarray, ignored: np.ndarray, truths: int) -> np.ndarray:

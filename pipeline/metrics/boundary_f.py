@@ -23,19 +23,16 @@ _UNIT = 1 << 40
 
 @dataclass(frozen=True)
 class BoundaryF:
-    """Boundary F-scores of the found objects of some frames. The sum of two is both together, in any order."""
+    """Boundary F-scores of the found objects of some frames."""
 
     found: dict[int, int] = field(default_factory=dict)
     """Number of found objects by category id."""
     total: dict[int, int] = field(default_factory=dict)
     """Sum of their scores by category id, in units of 2**-40."""
 
-    def __add__(self, other: BoundaryF) -> BoundaryF:
-        return BoundaryF.merge((self, other))
-
     @classmethod
     def merge(cls, records: Iterable[BoundaryF]) -> BoundaryF:
-        """The sum of many."""
+        """All of them together; their order and grouping make no difference."""
         found: dict[int, int] = {}
         total: dict[int, int] = {}
         for record in records:

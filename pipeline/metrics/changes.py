@@ -12,9 +12,6 @@ from pipeline.metrics.boundary import contour_region
 from pipeline.metrics.overlap import Located, box_of, cut
 from pipeline.records import Frame, InputError, Instance
 
-SHARE_EDGES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""Bins of changed pixels as a share of the coarse mask's: nothing, up to 0.1 %, ..., up to 100 %, more."""
-
 # Whole numbers add up to the same sum in every order.
 _UNIT = 1 << 20
 
@@ -34,12 +31,9 @@ class ClassChanges:
     gradient_before: int = 0
     """Sum of the image's gradient over the contour pixels of the coarse masks, in units of 2**-20 grey levels."""
     gradient_after: int = 0
-    histogram: tuple[int, ...] = (0,) * (len(SHARE_EDGES) + 1)
-    """Instances by the share of pixels that changed (SHARE_EDGES)."""
 
     def __add__(self, other: ClassChanges) -> ClassChanges:
-        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "histogram"}
-        return ClassChanges(**sums, histogram=tuple(a + b for a, b in zip(self.histogram, other.histogram)))
+        return ClassChanges(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
     def numbers(self) -> dict[str, float]:
         """Shares and means over the instances; NaN where there is no contour."""
@@ -56,16 +50,13 @@ class ClassChanges:
 
 @dataclass(frozen=True)
 class Changes:
-    """Changes by category id. The sum of two is both together, in any order."""
+    """Changes by category id."""
 
     categories: dict[int, ClassChanges] = field(default_factory=dict)
 
-    def __add__(self, other: Changes) -> Changes:
-        return Changes.merge((self, other))
-
     @classmethod
     def merge(cls, records: Iterable[Changes]) -> Changes:
-        """The sum of many."""
+        """All of them together; their order and grouping make no difference."""
         categories: dict[int, ClassChanges] = {}
         for record in records:
             for category, one in record.categories.items():
@@ -111,19 +102,8 @@ def _changes(before: Instance, after: Instance, gradient: tuple[np.ndarray, np.n
     pixels, changed = before.area, changed_pixels(before, after)
     length_before, gradient_before = _along_contour(before, gradient)
     length_after, gradient_after = _along_contour(after, gradient)
-    share = changed / pixels if pixels else float(changed > 0) * 2
-    place = int(np.searchsorted(SHARE_EDGES, share))
-    histogram = tuple(int(i == place) for i in range(len(SHARE_EDGES) + 1))
     return ClassChanges(
-        1,
-        int(changed > 0),
-        pixels,
-        changed,
-        length_before,
-        length_after,
-        gradient_before,
-        gradient_after,
-        histogram,
+        1, int(changed > 0), pixels, changed, length_before, length_after, gradient_before, gradient_after
     )
 
 

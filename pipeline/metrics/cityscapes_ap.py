@@ -23,13 +23,9 @@ SMALLEST_REGION = 100
 """Truths of fewer pixels need not be found, and predictions on them are not wrong."""
 
 
-def _counts() -> np.ndarray:
-    return np.zeros(len(EVALUATED), np.int64)
-
-
 @dataclass(frozen=True)
 class CityscapesMatches:
-    """What the predictions of some frames hit and missed. The sum of two is both together, in any order."""
+    """What the predictions of some frames hit and missed."""
 
     category: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """(n,) int64: label ids; a prediction may have several rows."""
@@ -41,19 +37,14 @@ class CityscapesMatches:
     """(n,) uint16: bit o is set for a false prediction."""
     missed: np.ndarray = field(default_factory=lambda: np.zeros((len(EVALUATED), len(OVERLAPS)), np.int64))
     """(classes, overlaps) int64: truths that no prediction found."""
-    truths: np.ndarray = field(default_factory=_counts)
+    truths: np.ndarray = field(default_factory=lambda: np.zeros(len(EVALUATED), np.int64))
     """(classes,) int64: truths to be found."""
-    predictions: np.ndarray = field(default_factory=_counts)
-    """(classes,) int64: predictions that are not empty."""
     unknown: int = 0
     """Predictions of other classes, which do not count."""
 
-    def __add__(self, other: CityscapesMatches) -> CityscapesMatches:
-        return CityscapesMatches.merge((self, other))
-
     @classmethod
     def merge(cls, records: Iterable[CityscapesMatches]) -> CityscapesMatches:
-        """The sum of many, faster than one by one."""
+        """All of them together; in whatever order and groups, they give the same `CityscapesAP`."""
         parts = [cls(), *records]
         return cls(
             np.concatenate([part.category for part in parts]),
@@ -62,7 +53,6 @@ class CityscapesMatches:
             np.concatenate([part.wrong for part in parts]),
             np.sum([part.missed for part in parts], axis=0),
             np.sum([part.truths for part in parts], axis=0),
-            np.sum([part.predictions for part in parts], axis=0),
             sum(part.unknown for part in parts),
         )
 
@@ -73,8 +63,6 @@ class CityscapesAP:
 
     per_class: np.ndarray
     """(classes, overlaps) float64, classes as in EVALUATED."""
-    truths: np.ndarray
-    """(classes,) int64: truths to be found."""
     unknown: int
     """Predictions of other classes, which do not count."""
 
@@ -135,15 +123,14 @@ def _match_class(
             rows.append((score[found], pack(right), pack(hits & ~right)))
     scores, rights, wrongs = (np.concatenate(column) for column in zip(*rows))
     counted = (rights | wrongs) != 0
-    at_class = np.arange(len(EVALUATED)) == k
+
     return CityscapesMatches(
         np.full(np.count_nonzero(counted), EVALUATED[k], np.int64),
         scores[counted],
         rights[counted],
         wrongs[counted],
         missed,
-        at_class * np.count_nonzero(wanted),
-        at_class * len(predictions),
+        (np.arange(len(EVALUATED)) == k) * np.count_nonzero(wanted),
     )
 
 
@@ -184,7 +171,7 @@ def cityscapes_ap(matches: CityscapesMatches) -> CityscapesAP:
             right, wrong = unpack(matches.right[chosen], o), unpack(matches.wrong[chosen], o)
             counted = right | wrong
             table[k, o] = _area_under_curve(matches.score[chosen][counted], right[counted], matches.missed[k, o])
-    return CityscapesAP(table, matches.truths, matches.unknown)
+    return CityscapesAP(table, matches.unknown)
 
 
 def _area_under_curve(score: np.ndarray, right: np.ndarray, missed: int) -> float:

@@ -44,10 +44,7 @@ LVIS = Rules(per_category=None, per_frame=300, leave_out_empty=True)
 
 @dataclass(frozen=True)
 class Matches:
-    """The predictions of some frames with what they matched, and how many truths there were.
-
-    The sum of two is both together. All grouping and orders of adding give the same `AveragePrecision`.
-    """
+    """The predictions of some frames with what they matched, and how many truths there were."""
 
     category: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """(n,) int64"""
@@ -62,12 +59,9 @@ class Matches:
     truths: dict[int, np.ndarray] = field(default_factory=dict)
     """Per category (sizes,) int64: truths to be found."""
 
-    def __add__(self, other: Matches) -> Matches:
-        return Matches.merge((self, other))
-
     @classmethod
     def merge(cls, records: Iterable[Matches]) -> Matches:
-        """The sum of many, faster than one by one."""
+        """All of them together; in whatever order and groups, they give the same `AveragePrecision`."""
         parts = [cls(), *records]
         truths: dict[int, np.ndarray] = {}
         for part in parts:

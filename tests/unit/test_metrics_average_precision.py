@@ -76,8 +76,10 @@ def test_only_the_best_predictions_of_a_category_count(seed):
 def test_parts_merge_in_any_order_to_the_same_numbers(seed):
     parts = _matches(random_scene(seed, images=5), Rules())
     together = average_precision(Matches.merge(parts), CATEGORIES)
-    one_by_one = average_precision(parts[3] + (parts[1] + parts[4]) + Matches() + parts[0] + parts[2], CATEGORIES)
-    assert np.array_equal(together.precision, one_by_one.precision)
+    grouped = average_precision(
+        Matches.merge([parts[3], Matches.merge([parts[1], parts[4]]), Matches(), parts[0], parts[2]]), CATEGORIES
+    )
+    assert np.array_equal(together.precision, grouped.precision)
 
 
 @FEW

@@ -68,7 +68,8 @@ def test_masks_cut_to_boxes_score_as_in_the_whole_frame(seed):
 def test_parts_merge_in_any_order_to_the_same_number():
     scene = random_scene(5, images=6)
     parts = [boundary_f_frame(truth, frame) for truth, frame in zip(scene.truths, scene.frames)]
-    assert BoundaryF.merge(parts) == parts[5] + (parts[2] + parts[0]) + BoundaryF() + parts[4] + (parts[3] + parts[1])
+    grouped = [parts[5], BoundaryF.merge([parts[2], parts[0]]), BoundaryF(), BoundaryF.merge(parts[4:2:-1]), parts[1]]
+    assert BoundaryF.merge(parts) == BoundaryF.merge(grouped)
 
 
 def test_predictions_for_another_size_are_one_clear_error():

@@ -1,7 +1,6 @@
 import copy
 import math
 from dataclasses import fields
-from functools import reduce
 
 import numpy as np
 import pytest
@@ -80,7 +79,8 @@ def test_the_table_equals_the_official_one_exactly(official, seed):
 def test_parts_merge_in_any_order_to_the_same_numbers(seed):
     parts = [match_frame(truth, frame) for _, truth, frame in _streets(seed)]
     together = cityscapes_ap(CityscapesMatches.merge(parts)).per_class
-    backwards = cityscapes_ap(reduce(CityscapesMatches.__add__, parts[::-1])).per_class
+    pairs = [CityscapesMatches.merge(parts[i : i + 2]) for i in range(0, len(parts), 2)]
+    backwards = cityscapes_ap(CityscapesMatches.merge(pairs[::-1])).per_class
     assert np.array_equal(together, backwards, equal_nan=True)
 
 

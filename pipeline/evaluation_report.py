@@ -93,21 +93,21 @@ def _bars(found: Results) -> list[BarGroup]:
                 if f"{prefix}{name}" in (before or after)
             ]
             if len(rows) > 1:
-                groups.append(BarGroup(title, rows, full=100))
+                groups.append(BarGroup(title, rows))
         for measure in ("AP", "boundary AP", "AF"):
             rows = [
                 Bar(label, _value(by_dump, COARSE, measure), _value(by_dump, REFINED, measure))
                 for label, by_dump in found.per_class.items()
             ]
             shown = [row for row in rows if not all(v is None or math.isnan(v) for v in (row.before, row.after))]
-            groups.append(BarGroup(f"{measure[0].upper()}{measure[1:]} by class", shown, full=100))
+            groups.append(BarGroup(f"{measure[0].upper()}{measure[1:]} by class", shown))
     bounds = [name for name in dumps if name not in (COARSE, REFINED)]
     if bounds:
         for measure in ("AP", "boundary AP"):
             rows = [Bar(name, _percent(dumps[COARSE][measure]), _percent(dumps[name][measure])) for name in bounds]
             note = "What a perfect refiner of that reach would get on the coarse dump."
             title = f"{measure[0].upper()}{measure[1:]}, upper bound"
-            groups.append(BarGroup(title, rows, full=100, bound=True, note=note))
+            groups.append(BarGroup(title, rows, bound=True, note=note))
     return groups
 
 
@@ -122,7 +122,7 @@ def _histograms(found: Results) -> list[Histogram]:
         "Instances whose coarse mask overlaps a truth of its class by at least one half. Bins are drawn equally wide,"
         f" whatever they span. Green: IoU rose; red: it fell; blue: it changed by at most {WORSE_BY}."
     )
-    return [Histogram("Change in IoU", SHIFT_EDGES, found.shifts, note=note, better="higher")]
+    return [Histogram("Change in IoU", SHIFT_EDGES, found.shifts, note=note)]
 
 
 def _tables(found: Results) -> list[Table]:

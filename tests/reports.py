@@ -49,9 +49,9 @@ def a_report(text: str = "", truth: bool = True, cards: Sequence[Card] | None = 
         f"Report {text}",
         {f"frames {text}": f"500 {text}"},
         f"It helped. {text}",
-        [Delta(f"AP {text}", 36.4, 37.9, unit=text, note=f"over all {text}"), Delta("Boundary AP", 21.3, 27.9)],
-        [BarGroup(f"AP by class {text}", [Bar(f"car {text}", 1, 2), Bar("bus", 5, 4)], unit=text, note=f"n {text}")],
-        [Histogram(f"Change in IoU {text}", [-0.1, 0, 0.1], [3, 7], f"70 % rose {text}", text, "higher")],
+        [Delta(f"AP {text}", 36.4, 37.9), Delta("Boundary AP", 21.3, 27.9)],
+        [BarGroup(f"AP by class {text}", [Bar(f"car {text}", 1, 2), Bar("bus", 5, 4)], note=f"n {text}")],
+        [Histogram(f"Change in IoU {text}", [-0.1, 0, 0.1], [3, 7], f"70 % rose {text}")],
         [*galleries, Gallery("Rejected", "None of them.", last)],
         [
             Table(

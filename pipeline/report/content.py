@@ -4,34 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from pipeline.report.cards import Card
-
-Better = Literal["higher", "lower"]
-"""Which direction is an improvement; None where a change is neither good nor bad."""
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """One headline number, before and after. Values are as shown (AP as 36.4, not 0.364); None or NaN is `no value`."""
+    """One headline score in percent, before and after, the higher the better. None or NaN is `no value`."""
 
     name: str
     before: float | None
     """None where there is only one value to show."""
     after: float | None
-    digits: int = 1
-    """Decimals shown; a change is called one if it does not round to zero."""
-    unit: str = ""
-    """Written after the value. A difference of `%` is written in points."""
-    better: Better | None = "higher"
-    note: str = ""
-    """A line of small print: over what the number is taken."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One row of a BarGroup: a class, a size. None or NaN is `no value`, such as a class without ground truth."""
+    """One row of a BarGroup, a class or a size, in percent. None or NaN is `no value`, as without any ground truth."""
 
     label: str
     before: float | None
@@ -40,32 +29,24 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class BarGroup:
-    """Bars from 0 on one common scale, in the order given; a person can sort them."""
+    """Bars from 0 to 100 %, the higher the better, in the order given; a person can sort them."""
 
     title: str
     rows: Sequence[Bar]
-    digits: int = 1
-    unit: str = ""
-    better: Better | None = "higher"
     note: str = ""
-    full: float | None = None
-    """What the whole width stands for, so that groups compare; the largest value of the group unless given."""
     bound: bool = False
     """Whether `after` is an upper bound instead of what refinement made; it is named and coloured as such."""
 
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """How many instances fall into each bin. Bins are drawn equally wide, whatever they span."""
+    """How many instances fall into each bin of a change. Bins are drawn equally wide, whatever they span."""
 
     title: str
     edges: Sequence[float]
-    """Increasing. One more than `counts`; or one less, where the first and the last bin are open."""
+    """Increasing, one more than `counts`; a bin that lies wholly above 0 is a gain, one wholly below a loss."""
     counts: Sequence[int]
     note: str = ""
-    unit: str = ""
-    better: Better | None = None
-    """Colours what lies beyond zero as gain or loss."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from html import escape
 
-from pipeline.report.content import Bar, BarGroup, Better, Delta, Histogram, Table
+from pipeline.report.content import Bar, BarGroup, Delta, Histogram, Table
 
 DASH, MINUS, NBSP = "\u2013", "\u2212", "\u00a0"
 SCROLLS_FROM = 16
 """A table of more rows than this scrolls inside its panel."""
 MOST_TICKS = 9
+SCORE_DIGITS = 1
+"""Decimals of a score in percent; a change that rounds to zero is called none."""
 
 
 def present(value: float | None) -> float | None:
@@ -18,39 +20,32 @@ def present(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else value
 
 
-def shown(value: float | None, digits: int, unit: str = "") -> str:
+def shown(value: float | None, digits: int = SCORE_DIGITS) -> str:
     """A number as text: thousands separated, a dash where there is none."""
     value = present(value)
-    return DASH if value is None else f"{value:,.{digits}f}{_spaced(unit)}"
+    return DASH if value is None else f"{value:,.{digits}f}"
 
 
-def change(before: float | None, after: float | None, digits: int, unit: str, better: Better | None) -> tuple[str, str]:
-    """What a change is called (`gain`, `loss`, `same` or nothing), and the change as text, with an arrow and a sign."""
+def change(before: float | None, after: float | None) -> tuple[str, str]:
+    """What the change of a score is called (`gain`, `loss`, `same` or nothing), and it as text with arrow and sign."""
     before, after = present(before), present(after)
     if before is None or after is None:
         return "", ""
-    text = f"{abs(after - before):,.{digits}f}{' points' if unit == '%' else _spaced(unit)}"
-    if round(abs(after - before), digits) == 0:
+    text = shown(abs(after - before))
+    if round(abs(after - before), SCORE_DIGITS) == 0:
         return "same", f"±{text}"
-    rises = after > before
-    kind = "same" if better is None else "gain" if rises == (better == "higher") else "loss"
-    return kind, (f"▲{NBSP}+" if rises else f"▼{NBSP}{MINUS}") + text
+    return ("gain", f"▲{NBSP}+{text}") if after > before else ("loss", f"▼{NBSP}{MINUS}{text}")
 
 
 def headline(deltas: list[Delta]) -> str:
     """The numbers that answer the first question, as cards."""
     items = []
     for one in deltas:
-        kind, text = change(one.before, one.after, one.digits, one.unit, one.better)
+        kind, text = change(one.before, one.after)
         spoken = {"gain": "better", "loss": "worse"}.get(kind, "")
-        unit = f"<small>{escape(one.unit)}</small>" if one.unit and present(one.after) is not None else ""
-        was = f"from {shown(one.before, one.digits)} " if present(one.before) is not None else ""
-        delta = f'<span class="{kind}">{escape(text)}</span><span class="unseen"> {spoken}</span>' if text else ""
-        items.append(
-            f"<li><small>{escape(one.name)}</small><b>{shown(one.after, one.digits)}{unit}</b><p>{was}{delta}</p>"
-            + (f"<small>{escape(one.note)}</small>" if one.note else "")
-            + "</li>"
-        )
+        was = f"from {shown(one.before)} " if present(one.before) is not None else ""
+        delta = f'<span class="{kind}">{text}</span><span class="unseen"> {spoken}</span>' if text else ""
+        items.append(f"<li><small>{escape(one.name)}</small><b>{shown(one.after)}</b><p>{was}{delta}</p></li>")
     return f'<ul class="headline">{"".join(items)}</ul>'
 
 
@@ -61,30 +56,28 @@ def bar_group(group: BarGroup, key: str) -> str:
         for side in ([row.before for row in group.rows], [row.after for row in group.rows])
     )
     sides = (["coarse"] if before else []) + (["bound" if group.bound else "refined"] if after or not before else [])
-    values = [value for row in group.rows for value in (present(row.before), present(row.after)) if value is not None]
-    most = group.full or max((value for value in values if value > 0), default=1)
+
     names = [*(side.capitalize() for side in sides), "Change"] if len(sides) > 1 else ["Value"]
     heads = "".join(f'<th scope="col">{name}</th>' for name in names)
     table = (
         f'<table class="sortable"><thead><tr><th scope="col">Name</th><td class="plot"></td>{heads}</tr></thead>'
-        f"<tbody>{''.join(_bar(row, group, most, sides) for row in group.rows)}</tbody></table>"
+        f"<tbody>{''.join(_bar(row, sides) for row in group.rows)}</tbody></table>"
     )
-    return _panel(key, group.title, group.note, _scrolling(table, len(group.rows), group.title), "bars", group.unit)
+    return _panel(key, group.title, group.note, _scrolling(table, len(group.rows), group.title), "bars")
 
 
-def _bar(row: Bar, group: BarGroup, most: float, sides: list[str]) -> str:
+def _bar(row: Bar, sides: list[str]) -> str:
     before, after = present(row.before), present(row.after)
     compared = len(sides) > 1
     values = [before if side == "coarse" else after for side in sides]
     rects = "".join(
-        f'<rect class="{side}" y="{2 + 8 * number}" width="{max(100 * value / most, 0.3):.2f}" '
-        f'height="{7 if compared else 11}"/>'
+        f'<rect class="{side}" y="{2 + 8 * number}" width="{max(value, 0.3):.2f}" height="{7 if compared else 11}"/>'
         for number, (side, value) in enumerate(zip(sides, values))
         if value is not None and value >= 0
     )
-    cells = "".join(_number(value, group.digits) for value in values)
+    cells = "".join(_number(value, SCORE_DIGITS) for value in values)
     if compared:
-        kind, text = change(before, after, group.digits, "", group.better)
+        kind, text = change(before, after)
         difference = "" if before is None or after is None else after - before
         cells += f'<td data-value="{difference}"><span class="{kind}">{text or DASH}</span></td>'
     return (
@@ -96,18 +89,14 @@ def _bar(row: Bar, group: BarGroup, most: float, sides: list[str]) -> str:
 def histogram(one: Histogram, key: str) -> str:
     """Counts per bin as bars and as a table that opens. Raises ValueError where the edges do not fit the counts."""
     edges, counts = list(one.edges), list(one.counts)
-    if len(edges) - len(counts) not in (1, -1):
+    if len(edges) != len(counts) + 1:
         raise ValueError(f"histogram {one.title!r}: {len(edges)} edges for {len(counts)} counts")
-    is_open = len(edges) < len(counts)
     most, total, width = max(counts, default=0), sum(counts), 100 / len(counts)
     rects, rows = [], []
-    for number, count in enumerate(counts):
-        low, high = (number - 1, number) if is_open else (number, number + 1)
-        start = edges[low] if low >= 0 else None
-        stop = edges[high] if high < len(edges) else None
-        name = _bin_name(start, stop, one.unit)
+    for number, (count, start, stop) in enumerate(zip(counts, edges, edges[1:])):
+        name = f"{_edge(start)} to {_edge(stop)}"
         share = f"{count / total:.1%}" if total else DASH
-        kind = _side(start, stop, one.better)
+        kind = "gain" if start >= 0 else "loss" if stop <= 0 else ""
         if count:
             height = max(100 * count / most, 0.7)
             rects.append(
@@ -116,13 +105,12 @@ def histogram(one: Histogram, key: str) -> str:
             )
         rects.append(
             f'<rect class="hit" x="{number * width:.3f}" width="{width:.3f}" height="100">'
-            f"<title>{escape(name)}: {count:,} ({share})</title></rect>"
+            f"<title>{name}: {count:,} ({share})</title></rect>"
         )
-        rows.append(f"<tr><td>{escape(name)}</td><td>{count:,}</td><td>{share}</td></tr>")
-    first = 1 if is_open else 0
+        rows.append(f"<tr><td>{name}</td><td>{count:,}</td><td>{share}</td></tr>")
     ticks = "".join(
-        f'<span style="left:{(number + first) * width:.3f}%"'
-        + (' class="first"' if number + first == 0 else ' class="last"' if number + first == len(counts) else "")
+        f'<span style="left:{number * width:.3f}%"'
+        + (' class="first"' if number == 0 else ' class="last"' if number == len(counts) else "")
         + f">{_edge(edges[number])}</span>"
         for number in _ticks(edges)
     )
@@ -134,7 +122,7 @@ def histogram(one: Histogram, key: str) -> str:
         '<th scope="col">Bin</th><th scope="col">Count</th><th scope="col">Share</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></details>"
     )
-    return _panel(key, one.title, one.note, body, unit=one.unit)
+    return _panel(key, one.title, one.note, body)
 
 
 def table(one: Table, key: str) -> str:
@@ -160,11 +148,10 @@ def table(one: Table, key: str) -> str:
     return _panel(key, one.title, one.note, _scrolling(body, len(rows), one.title))
 
 
-def _panel(key: str, title: str, note: str, body: str, kind: str = "", unit: str = "") -> str:
-    small = f"<small>{escape(unit)}</small>" if unit else ""
+def _panel(key: str, title: str, note: str, body: str, kind: str = "") -> str:
     return (
         f'<section class="panel {kind}" id="{key}" aria-labelledby="{key}-title">'
-        f'<h2 id="{key}-title">{escape(title)}{small}</h2>'
+        f'<h2 id="{key}-title">{escape(title)}</h2>'
         f'<p class="caption">{escape(note)}</p>{body}</section>'
     )
 
@@ -181,31 +168,8 @@ def _number(value: float | None, digits: int) -> str:
     return f'<td data-value="{"" if value is None else value}">{shown(value, digits)}</td>'
 
 
-def _spaced(unit: str) -> str:
-    return f" {unit}" if unit else ""
-
-
 def _edge(value: float) -> str:
     return f"{value:,.4g}".replace("-", MINUS)
-
-
-def _bin_name(start: float | None, stop: float | None, unit: str) -> str:
-    if start is not None and stop is not None:
-        return f"{_edge(start)} to {_edge(stop)}{_spaced(unit)}"
-    if start is not None:
-        return f"above {_edge(start)}{_spaced(unit)}"
-    return f"up to {_edge(stop)}{_spaced(unit)}" if stop is not None else "all"
-
-
-def _side(start: float | None, stop: float | None, better: Better | None) -> str:
-    """`gain` or `loss` for a bin that lies wholly beyond zero."""
-    if better is None:
-        return ""
-    above = start is not None and start >= 0
-    below = stop is not None and stop <= 0
-    if above == below:
-        return ""
-    return "gain" if above == (better == "higher") else "loss"
 
 
 def _ticks(edges: list[float]) -> list[int]:

@@ -34,8 +34,6 @@ class ReportInstance:
     label: str
     coarse: Instance
     refined: Instance
-    note: str = ""
-    """Anything else worth a table cell, such as `IoU 0.81 to 0.93`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +140,7 @@ def _toggle(key: str) -> str:
 def _table(instances: list[ReportInstance], changed: list[int]) -> str:
     order = np.argsort(changed, kind="stable")[::-1].tolist()
     rows = "".join(
-        f"<tr><td>{escape(one.label)}{f'<small>{escape(one.note)}</small>' if one.note else ''}</td>"
+        f"<tr><td>{escape(one.label)}</td>"
         f"<td>{one.coarse.area:,}</td><td>{one.refined.area:,}</td><td>{changed[i]:,}</td></tr>"
         for i in order[:LISTED_INSTANCES]
         for one in [instances[i]]

@@ -97,7 +97,6 @@ list-style:none}
 .headline>li{padding:1rem 1.25rem;background:var(--card);border:1px solid var(--edge);border-radius:.75rem}
 .headline b{display:flex;flex-wrap:wrap;column-gap:.3rem;align-items:baseline}
 .headline b{font-size:2rem;line-height:1.2;letter-spacing:-.02em;font-variant-numeric:tabular-nums}
-.headline b small{font-size:1rem;letter-spacing:0}
 .headline p{margin:0;font-variant-numeric:tabular-nums}
 .gain{color:var(--gain)}.loss{color:var(--loss)}.same{color:var(--soft)}.gain,.loss{font-weight:600}
 .columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,32rem),1fr));gap:1.5rem;margin-bottom:1.5rem}

@@ -75,7 +75,7 @@ class CocoReader:
         image_ids: list[int | str] = []
         unknown: dict[int, str] = {}
         spans, owners, contents = array("q"), array("q"), bytearray()
-        for number, (offset, data, entry) in enumerate(json_list.scan_bytes(self.predictions)):
+        for number, (offset, data, entry) in enumerate(json_list.scan(self.predictions)):
             image_id = entry.get("image_id")
             if type(image_id) not in (int, str) or not str(image_id)[:LONGEST_ID].isprintable():
                 raise InputError(

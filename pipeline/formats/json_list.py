@@ -22,17 +22,11 @@ BYTE_ORDER_MARK = "\u00ef\u00bb\u00bf"
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
-def scan(url: str) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """Offset and length in bytes, and content, of every object in the list that a json file is.
+def scan(url: str) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
+    """Every object in the list that a json file is: where its bytes begin in the file, these bytes, and its content.
 
     InputError names the byte where the file is anything else than one list of objects.
     """
-    for offset, data, value in scan_bytes(url):
-        yield offset, len(data), value
-
-
-def scan_bytes(url: str) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
-    """As `scan`, with the bytes of every object."""
     with storage.open_read(url) as file:
         text = _Text(url, file)
         text.skip(BYTE_ORDER_MARK)

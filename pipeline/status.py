@@ -150,14 +150,6 @@ class _Frame(NamedTuple):
     reasons: dict[str, int] | None
 
 
-def read_status(output: str, now: float | None = None) -> Status:
-    """The state of the runs on an output, at the Unix time `now`.
-
-    InputError where there is no ledger, or where it is damaged.
-    """
-    return StatusReader(output).read(now)
-
-
 class StatusReader:
     """Reads the state of an output again and again, and of its ledger only what is new."""
 
@@ -167,7 +159,10 @@ class StatusReader:
         self._forget()
 
     def read(self, now: float | None = None) -> Status:
-        """As `read_status`."""
+        """The state of the runs on the output, at the Unix time `now` (that of the call unless given).
+
+        InputError where there is no ledger, or where it is damaged.
+        """
         now = time.time() if now is None else now
         if not storage.exists(f"{self.root}/run.json"):
             raise InputError(f"{self.output}: expected the output of a run, there is no _ledger/run.json")

@@ -8,7 +8,7 @@ from pipeline import flow, storage
 from pipeline.ledger import Ledger
 from pipeline.records import InputError
 from pipeline.run import run as refine_dump
-from pipeline.status import StatusReader, read_status
+from pipeline.status import StatusReader
 from pipeline.work import Receipt
 from tests.dumps import make_dump
 
@@ -36,7 +36,7 @@ def _segment(output, receipts, written=NOW):
 def test_frames_and_instances_are_counted_over_all_segments(tmp_path):
     _segment(tmp_path, [_receipt("a", reasons={"too_small": 1}), _receipt("b", reasons={"uncertain": 1})], NOW - 9)
     _segment(tmp_path, [_receipt("c", error="broken", came=0, instances=0, refined=0)], NOW - 5)
-    status = read_status(str(tmp_path), now=NOW)
+    status = StatusReader(str(tmp_path)).read(NOW)
     assert (status.done, status.set_aside, status.left) == (2, 1, None)
     assert (status.instances, status.refined, status.patches) == (4, 2, 30)
     assert status.reasons == {"too_small": 1, "uncertain": 1}
@@ -47,7 +47,7 @@ def test_frames_and_instances_are_counted_over_all_segments(tmp_path):
 def test_a_frame_refined_after_it_was_set_aside_counts_once_as_done(tmp_path):
     _segment(tmp_path, [_receipt("a", error="broken", instances=0, refined=0), _receipt("b")], NOW - 9)
     _segment(tmp_path, [_receipt("a")], NOW - 5)
-    status = read_status(str(tmp_path), now=NOW)
+    status = StatusReader(str(tmp_path)).read(NOW)
     assert (status.done, status.set_aside, status.instances) == (2, 0, 4)
     assert status.last_errors == []
 
@@ -55,7 +55,7 @@ def test_a_frame_refined_after_it_was_set_aside_counts_once_as_done(tmp_path):
 def test_the_errors_that_came_last_are_shown_first(tmp_path):
     _segment(tmp_path, [_receipt(str(number), error=f"fault {number}") for number in range(8)])
     _segment(tmp_path, [_receipt("2", error="fault 2 again")], NOW + 1)
-    status = read_status(str(tmp_path), now=NOW + 2)
+    status = StatusReader(str(tmp_path)).read(NOW + 2)
     assert [frame_id for frame_id, _ in status.last_errors] == ["2", "7", "6", "5", "4"]
     assert status.last_errors[0] == ("2", "fault 2 again")
     assert "... 3 more" in str(status)
@@ -65,22 +65,22 @@ def test_rates_leave_out_the_first_block_and_the_time_between_two_runs(tmp_path)
     first = [_receipt(f"a{i}", NOW - 7200 + (i // 2) * 10) for i in range(10)]
     second = [_receipt(f"b{i}", NOW - 40 + (i // 2) * 5 + 1e-5 * (i % 2)) for i in range(10)]
     _segment(tmp_path, [*first, *second])
-    status = read_status(str(tmp_path), now=NOW)
+    status = StatusReader(str(tmp_path)).read(NOW)
     assert status.recent_frames_per_s == pytest.approx(8 / 20, rel=1e-3)
     assert status.frames_per_s == pytest.approx(16 / 60, rel=1e-3)
 
 
 def test_a_single_block_has_no_rate(tmp_path):
     _segment(tmp_path, [_receipt(str(i), NOW + 1e-5 * i) for i in range(8)])
-    status = read_status(str(tmp_path), now=NOW)
+    status = StatusReader(str(tmp_path)).read(NOW)
     assert status.frames_per_s is status.recent_frames_per_s is None
     assert "none in the last 5 min, none overall" in str(status)
 
 
 def test_a_run_seems_alive_while_its_newest_segment_is_young(tmp_path):
     _segment(tmp_path, [_receipt("a")], NOW)
-    assert read_status(str(tmp_path), now=NOW + 60).alive
-    later = read_status(str(tmp_path), now=NOW + 3 * 3600)
+    assert StatusReader(str(tmp_path)).read(NOW + 60).alive
+    later = StatusReader(str(tmp_path)).read(NOW + 3 * 3600)
     assert not later.alive
     assert later.last_sign_s == pytest.approx(3 * 3600)
     assert "no run seems to be going on, last sign 3.0 h ago" in str(later)
@@ -89,14 +89,14 @@ def test_a_run_seems_alive_while_its_newest_segment_is_young(tmp_path):
 def test_a_lease_that_is_renewed_is_a_sign_of_life(tmp_path):
     _segment(tmp_path, [_receipt("a")], NOW)
     (tmp_path / "_ledger" / "lease.json").write_text(json.dumps({"heartbeat": NOW + 3590}))
-    status = read_status(str(tmp_path), now=NOW + 3600)
+    status = StatusReader(str(tmp_path)).read(NOW + 3600)
     assert status.alive
     assert status.last_sign_s == pytest.approx(10)
 
 
 def test_a_run_without_a_frame_yet_says_so(tmp_path):
     storage.put(f"{tmp_path}/_ledger/run.json", b"{}")
-    status = read_status(str(tmp_path), now=NOW)
+    status = StatusReader(str(tmp_path)).read(NOW)
     assert (status.done, status.last_sign_s, status.alive) == (0, None, False)
     assert "no frame has come yet" in str(status)
 
@@ -111,7 +111,7 @@ def test_what_is_left_and_for_how_long_is_known_by_the_record_of_the_run(tmp_pat
     _segment(tmp_path, [_receipt("old", NOW - 90), _receipt("again", error="broken")], NOW - 90)
     _record(tmp_path)
     _segment(tmp_path, [_receipt("a", NOW - 10), _receipt("again", NOW), _receipt("b", error="broken")])
-    status = read_status(str(tmp_path), now=NOW)
+    status = StatusReader(str(tmp_path)).read(NOW)
     assert (status.done, status.set_aside, status.left, status.outcome) == (3, 1, 3, "running")
     assert status.eta_s == pytest.approx(3 / status.recent_frames_per_s)
     assert str(status).startswith(
@@ -123,14 +123,14 @@ def test_what_is_left_and_for_how_long_is_known_by_the_record_of_the_run(tmp_pat
 def test_a_run_without_a_sign_for_long_has_died(tmp_path):
     _record(tmp_path)
     _segment(tmp_path, [_receipt("a")])
-    status = read_status(str(tmp_path), now=NOW + 999)
+    status = StatusReader(str(tmp_path)).read(NOW + 999)
     assert (status.outcome, status.alive, status.left, status.eta_s) == ("died", False, 5, None)
 
 
 def test_a_run_that_failed_says_why(tmp_path):
     _segment(tmp_path, [_receipt("a")])
     _record(tmp_path, outcome="failed", reason="disk full", ended=NOW + 50)
-    status = read_status(str(tmp_path), now=NOW + 60)
+    status = StatusReader(str(tmp_path)).read(NOW + 60)
     assert (status.outcome, status.reason, status.alive, status.last_sign_s) == ("failed", "disk full", False, 10)
     assert "run abc failed, last sign 10 s ago: disk full" in str(status)
 
@@ -139,7 +139,7 @@ def test_of_several_runs_the_latest_is_told(tmp_path):
     _segment(tmp_path, [_receipt("a")])
     _record(tmp_path, started=NOW - 500, outcome="interrupted", todo=50)
     _record(tmp_path, outcome="finished", todo=1)
-    status = read_status(str(tmp_path), now=NOW)
+    status = StatusReader(str(tmp_path)).read(NOW)
     assert (status.outcome, status.left) == ("finished", 0)
 
 
@@ -153,7 +153,7 @@ def test_a_reader_reads_each_segment_once(tmp_path, monkeypatch):
     read.clear()
     status = reader.read(NOW)
     assert len([url for url in read if url.endswith(".jsonl")]) == 1
-    assert status == read_status(str(tmp_path), now=NOW)
+    assert status == StatusReader(str(tmp_path)).read(NOW)
     assert (status.done, status.set_aside, status.patches) == (3, 0, 30)
 
 
@@ -180,12 +180,12 @@ def test_an_interrupted_and_a_finished_run_are_told_as_they_are(tmp_path, checkp
     monkeypatch.setattr(flow, "run_local", interrupted)
     with pytest.raises(KeyboardInterrupt):
         refine_dump(config, log=lambda _: None)
-    status = read_status(str(tmp_path / "out"))
+    status = StatusReader(str(tmp_path / "out")).read()
     assert (status.done, status.set_aside, status.left, status.outcome) == (2, 1, 1, "interrupted")
     assert "frame_000.png" in status.last_errors[0][1]
     monkeypatch.setattr(flow, "run_local", original)
     summary = refine_dump(config, log=lambda _: None)
-    status = read_status(str(tmp_path / "out"))
+    status = StatusReader(str(tmp_path / "out")).read()
     assert (status.done, status.set_aside, status.left) == (summary.frames + summary.done_before, 1, 0)
     assert set(status.seconds_per_frame) == {"extract", "refine", "assemble", "commit"}
     assert status.outcome == "finished"
@@ -194,7 +194,7 @@ def test_an_interrupted_and_a_finished_run_are_told_as_they_are(tmp_path, checkp
 def test_an_output_in_a_store_is_read_as_a_folder_is():
     output = "memory://status/out"
     _segment(output, [_receipt("a"), _receipt("b", error="broken")], NOW - 3)
-    status = read_status(output, now=NOW)
+    status = StatusReader(output).read(NOW)
     assert (status.done, status.set_aside, status.last_sign_s) == (1, 1, pytest.approx(3))
 
 
@@ -203,7 +203,7 @@ def test_a_damaged_file_of_the_ledger_is_named(tmp_path, name):
     _segment(tmp_path, [_receipt("a")])
     storage.put(f"{tmp_path}/_ledger/{name}", b"[")
     with pytest.raises(InputError, match=rf"_ledger/{name}: expected json as a run writes it"):
-        read_status(str(tmp_path), now=NOW)
+        StatusReader(str(tmp_path)).read(NOW)
 
 
 @pytest.fixture

@@ -150,16 +150,13 @@ class ParquetReader:
         size = table["height"][row].as_py(), table["width"][row].as_py()
         if size != (height, width):
             raise InputError(f"{place}: height and width {size}, expected {height, width} as the image")
-        instances = _instances(table["instances"], row)
-        for number in count():
-            try:
-                fields = next(instances, _NO_MORE)
-                if fields is _NO_MORE:
-                    return
-                instance = _instance(fields, width, height)
-            except InputError as error:
-                raise InputError(f"{place}: instance {number}: {error}") from None
-            yield instance
+        number = 0
+        try:
+            for fields in _instances(table["instances"], row):
+                yield _instance(fields, width, height)
+                number += 1
+        except InputError as error:
+            raise InputError(f"{place}: instance {number}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -290,9 +287,6 @@ def _contents(file: pq.ParquetFile, refs: Sequence[FrameRef], version: str, know
             made.update(json.dumps(fields and [fields.get(name) for name in columns]).encode())
         found.append(f"{made.hexdigest()}@{place}")
     return found
-
-
-_NO_MORE: dict[str, Any] = {}
 
 
 def _instances(column: pa.ChunkedArray, row: int) -> Iterator[dict[str, Any] | None]:

@@ -134,9 +134,7 @@ def _options(url: str) -> dict[str, Any]:
         elif protocol in ("http", "https"):
             from aiohttp import ClientTimeout
 
-            given = {
-                name: value for key in ("http", "https") for name, value in fsspec.config.conf.get(key, {}).items()
-            }
+            given = _configured("http", "https")
             timeout = ClientTimeout(total=None, sock_connect=min(10.0, timeout_s()), sock_read=timeout_s())
             options["client_kwargs"] = {"timeout": timeout} | given.get("client_kwargs", {})
         found[str(protocol)] = options
@@ -144,7 +142,7 @@ def _options(url: str) -> dict[str, Any]:
 
 
 def _configured(*names: str) -> dict[str, Any]:
-    """The options that fsspec's configuration has for a protocol."""
+    """The options that fsspec's configuration has for a protocol under any of its names."""
     return {option: value for name in names for option, value in fsspec.config.conf.get(name, {}).items()}
 
 

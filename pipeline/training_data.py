@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset
 
+from model.augment import middle
 from model.hrnet import RefinementNetwork, fold, output_resize
 from model.preprocess import network_input
 from pipeline import storage
@@ -56,10 +57,8 @@ class Validation:
     def __init__(self, dataset: PatchDataset, patch_px: int, limit: int) -> None:
         self.patch_px = patch_px
         side = min(self.patch_px, dataset.side_px)
-        margin = (dataset.side_px - side) // 2
-        middle = slice(margin, margin + side)
         batches = dataset.iterate(VALIDATION_BATCH, *place(), limit)
-        self.batches = [np.ascontiguousarray(batch[:, middle, middle]) for batch in batches]
+        self.batches = [np.ascontiguousarray(middle(batch, side)) for batch in batches]
 
     @torch.inference_mode()
     def scores(self, network: RefinementNetwork) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from pipeline.metrics.overlap import Box, cut
 from pipeline.records import Instance
 from pipeline.report.contours import choose_windows, relative_path, trace
 
@@ -25,9 +26,6 @@ CLOSE_UPS = 2
 PATH_CORNERS = 4000
 """Most corners of one contour; a mask of more is drawn on a coarser grid."""
 _PAD_PX = 8
-
-Box = tuple[int, int, int, int]
-"""x1, y1, x2, y2 in pixels, the right and the bottom side excluded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +65,14 @@ def make_card(
     sides = [coarse, refined] + ([truth] if truth else [])
     box = _window(sides, size)
     x1, y1, x2, y2 = box
-    masks = [_cut(side, box) for side in sides]
+    masks = [cut(side, box) for side in sides]
     change = masks[0] ^ masks[1]
     if truth and not change.any():
         change = masks[0] ^ masks[2]
     close_ups = []
     for left, top, right, bottom in choose_windows(change, CLOSE_UP_PX, CLOSE_UPS):
         inside = np.s_[top:bottom, left:right]
-        place = (x1 + left, y1 + top, x1 + right, y1 + bottom)
+        place = Box(x1 + left, y1 + top, x1 + right, y1 + bottom)
         close_ups.append(_view(place, image[y1:y2, x1:x2][inside], [mask[inside] for mask in masks]))
     return Card(label, note, _view(box, image[y1:y2, x1:x2], masks), tuple(close_ups))
 
@@ -88,21 +86,7 @@ def _window(sides: list[Instance], size: tuple[int, int]) -> Box:
     whole = np.array(size[::-1])
     side = np.minimum(np.ceil(wanted), whole).astype(int)
     start = np.clip((start + stop - side) // 2, 0, whole - side)
-    x1, y1, x2, y2 = (int(v) for v in (*start, *(start + side)))
-    return x1, y1, x2, y2
-
-
-def _cut(instance: Instance, box: Box) -> np.ndarray:
-    """The mask inside the box, as bool of the box's size."""
-    x1, y1, x2, y2 = box
-    (x, y), (height, width) = instance.origin, instance.mask.shape
-    window = np.zeros((y2 - y1, x2 - x1), bool)
-    left, top, right, bottom = max(x, x1), max(y, y1), min(x + width, x2), min(y + height, y2)
-    if left < right and top < bottom:
-        window[top - y1 : bottom - y1, left - x1 : right - x1] = instance.mask[
-            top - y : bottom - y, left - x : right - x
-        ]
-    return window
+    return Box(*start.tolist(), *(start + side).tolist())
 
 
 def _view(box: Box, image: np.ndarray, masks: list[np.ndarray]) -> View:

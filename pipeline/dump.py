@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import posixpath
-from dataclasses import replace
 from typing import Literal
 
 from pipeline import storage
-from pipeline.config import Format
+from pipeline.config import Format, RefineConfig
 from pipeline.formats import Reader, Writer
-from pipeline.formats.cityscapes import CityscapesReader, CityscapesWriter, base_path
+from pipeline.formats.cityscapes import CityscapesReader, CityscapesWriter
 from pipeline.formats.coco import CocoReader, CocoWriter
+from pipeline.formats.for_cityscapes import ReaderForCityscapes
 from pipeline.formats.parquet import ParquetReader, ParquetWriter
-from pipeline.records import FrameRef, InputError
+from pipeline.records import InputError
 
 
 def input_format(predictions: str, form: Format | Literal["auto"]) -> Format:
@@ -69,23 +68,12 @@ def reader(
     return CityscapesReader(predictions, images) if form == "cityscapes" else ParquetReader(predictions, images)
 
 
-def without_collisions(refs: list[FrameRef]) -> list[FrameRef]:
-    """The frames of a dump to be written as a Cityscapes folder; one that would overwrite an earlier one gets an error.
-
-    Frames are named after their images there, which frames of another form may share; also those of other folders, as
-    the images of a Cityscapes folder are found by their names alone.
-    """
-    owners: dict[str, str] = {}
-    kept = []
-    for ref in refs:
-        owner = owners.setdefault(posixpath.basename(base_path(ref)), ref.frame_id)
-        if owner != ref.frame_id and not ref.error:
-            reason = (
-                f"{ref.file_name}: expected one frame per image in a Cityscapes folder, frame {owner} has it as well"
-            )
-            ref = replace(ref, error=reason)
-        kept.append(ref)
-    return kept
+def of_run(config: RefineConfig) -> tuple[Format, Format, Reader]:
+    """The form that a run reads, the form that it writes, and its reader; InputError as of `input_format`, `reader`."""
+    form = input_format(config.predictions, config.format)
+    output_form = form if config.output_format == "same" else config.output_format
+    found = reader(config.predictions, config.images, form, config.image_list, config.image_pattern)
+    return form, output_form, ReaderForCityscapes(found) if output_form == "cityscapes" != form else found
 
 
 def writer(output: str, form: Format, read_as: Format) -> Writer:

@@ -15,7 +15,6 @@ from typing import Any
 from pipeline import dump, run, storage
 from pipeline.config import RefineConfig
 from pipeline.flow.session import Placement, alive_nodes, labelled, network_pool, ray_session, room, selected_by
-from pipeline.formats.label_ids import LabelIdReader
 from pipeline.incremental import compare
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
@@ -188,11 +187,7 @@ def _labels(config: CheckConfig, labels: Sequence[Mapping[str, str]]) -> list[Ch
 
 def _dump(config: CheckConfig, digest: str | None, checks: list[Check]) -> Estimate | None:
     """Check what depends on the dump: its listing, frames, an earlier run on the output, and space."""
-    form = dump.input_format(config.predictions, config.format)
-    output_form = form if config.output_format == "same" else config.output_format
-    reader = dump.reader(config.predictions, config.images, form, config.image_list, config.image_pattern)
-    if output_form == "cityscapes" != form:
-        reader = LabelIdReader(reader)
+    form, output_form, reader = dump.of_run(config)
     cutting = Cutting(config.threshold(form), config.patch_size, config.padding, config.parity)
     ledger = Ledger(config.output)
     with _finding("earlier run", checks):
@@ -206,8 +201,6 @@ def _dump(config: CheckConfig, digest: str | None, checks: list[Check]) -> Estim
     listed = reader.list_frames(ledger.identities)
     if not listed:
         raise InputError(f"{config.predictions}: no frame found, read as {form}")
-    if output_form == "cityscapes" != form:
-        listed = dump.without_collisions(listed)
     refs = listed[: config.limit]
     checks.append(Check("predictions", "ok", f"{len(refs)} frames, read as {form}"))
     found, measured = check_frames(config, config.sample, reader, cutting, form, output_form, refs)

@@ -20,7 +20,6 @@ from model.bundled import bundled, resolve
 from pipeline import dump, flow, storage
 from pipeline.config import RefineConfig
 from pipeline.formats import Reader, Writer
-from pipeline.formats.label_ids import LabelIdReader
 from pipeline.formats.parts import PartError, damaged, sweep
 from pipeline.incremental import Difference, compare
 from pipeline.lease import Lease
@@ -60,12 +59,8 @@ def _run(config: RefineConfig, report: RunLog) -> Summary:
         raise InputError("memory:// is the memory of one process: expected --local with it")
     check_apart(config.output, config.predictions)
     storage.check_folder(config.images)
-    form = dump.input_format(config.predictions, config.format)
-    output_form = form if config.output_format == "same" else config.output_format
+    form, output_form, reader = dump.of_run(config)
     dump.check_replaced(config.output, config.images, output_form, config.restart)
-    reader = dump.reader(config.predictions, config.images, form, config.image_list, config.image_pattern)
-    if output_form == "cityscapes" != form:
-        reader = LabelIdReader(reader)
     writer = dump.writer(config.output, output_form, form)
     cutting = Cutting(config.threshold(form), config.patch_size, config.padding, config.parity)
     weights = storage.read(config.checkpoint)
@@ -80,8 +75,6 @@ def _run(config: RefineConfig, report: RunLog) -> Summary:
         listed = reader.list_frames(ledger.identities)
         if not listed:
             raise InputError(f"{config.predictions}: no frame found, read as {form}")
-        if output_form == "cityscapes" != form:
-            listed = dump.without_collisions(listed)
         refs = listed[: config.limit]
         if config.restart:
             before = [*ledger.parts, *ledger.withdrawn]

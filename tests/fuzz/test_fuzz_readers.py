@@ -223,7 +223,7 @@ def check(dump: Cityscapes | Coco | Parquet, form: str, rng: random.Random, plac
     # Writing costs most of the time, and what it is given is nearly always the same.
     if frames and rng.random() < 0.4:
         target = rng.choice(("same", "same", *WRITERS))
-        # What other forms may hold and Cityscapes may not is `LabelIdReader`'s.
+        # What other forms may hold and Cityscapes may not is `ReaderForCityscapes`'s.
         target = form if target == "same" or (target == "cityscapes" and form != "cityscapes") else target
         make, again = WRITERS[target]
         out = place / "out"

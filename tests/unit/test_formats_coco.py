@@ -12,7 +12,7 @@ from pipeline import storage
 from pipeline.formats import coco, json_list, parts
 from pipeline.formats.cityscapes import CityscapesReader, CityscapesWriter
 from pipeline.formats.coco import CocoReader, CocoWriter
-from pipeline.formats.label_ids import LabelIdReader
+from pipeline.formats.for_cityscapes import ReaderForCityscapes
 from pipeline.records import InputError
 from tests.unit.test_formats_cityscapes import (
     FRAMES,
@@ -379,7 +379,7 @@ def test_a_category_that_cityscapes_does_not_know_is_refused_where_the_output_is
         for image, category in ((1, 26), (1, 1), (2, 33))
     ]
     (tmp_path / "results.json").write_text(json.dumps(results))
-    reader = LabelIdReader(CocoReader(f"{tmp_path}/results.json", str(tmp_path), image_pattern="{image_id}.jpg"))
+    reader = ReaderForCityscapes(CocoReader(f"{tmp_path}/results.json", str(tmp_path), image_pattern="{image_id}.jpg"))
     first, second = reader.list_frames()
     with pytest.raises(
         InputError, match=r"1\.jpg: instance 1: category 1, expected a label id of Cityscapes, 24 to 33"

@@ -1,18 +1,19 @@
-"""Keeps frames with classes that Cityscapes does not know out of an output that is written as a Cityscapes folder."""
+"""Keeps frames that have no place in a Cityscapes folder out of an output that is written as one."""
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.formats import Reader
-from pipeline.formats.cityscapes import LABEL_IDS
+from pipeline.formats.cityscapes import LABEL_IDS, base_path
 from pipeline.records import FrameRef, InputError, Instance
 
 
 @dataclass(frozen=True)
-class LabelIdReader:
-    """Reads as `reader` does, but for frames with a category that a Cityscapes folder cannot be read with again."""
+class ReaderForCityscapes:
+    """Reads as `reader` does, whose dump is of another form, but for frames that a Cityscapes folder cannot hold."""
 
     reader: Reader
 
@@ -21,7 +22,20 @@ class LabelIdReader:
         return self.reader.predictions
 
     def list_frames(self, known: Mapping[str, str] | None = None) -> list[FrameRef]:
-        return self.reader.list_frames(known)
+        """A frame that would overwrite an earlier one gets an error.
+
+        Frames are named after their images there, which frames of another form may share; also those of other folders,
+        as the images of a Cityscapes folder are found by their names alone.
+        """
+        owners: dict[str, str] = {}
+        kept = []
+        for ref in self.reader.list_frames(known):
+            owner = owners.setdefault(posixpath.basename(base_path(ref)), ref.frame_id)
+            if owner != ref.frame_id and not ref.error:
+                expected = "expected one frame per image in a Cityscapes folder"
+                ref = replace(ref, error=f"{ref.file_name}: {expected}, frame {owner} has it as well")
+            kept.append(ref)
+        return kept
 
     def read(self, ref: FrameRef, width: int, height: int) -> Iterator[Instance]:
         """InputError names the first instance whose category is no label id of Cityscapes, before it is refined."""

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 import tyro
 
-from model.backend import UnsupportedError
+from model.backend import Precision, UnsupportedError
 from model.checkpoint import CheckpointError
 from model.rates import rates, table
-from model.refiner import Precision, Refiner
+from model.refiner import Refiner
 from pipeline import demo_dump, storage
 from pipeline.benchmark import results as tables
 from pipeline.benchmark.chart import svg

@@ -10,10 +10,9 @@ from itertools import chain
 import numpy as np
 
 from model import Refiner
-from model.backend import UnsupportedError
+from model.backend import Precision, UnsupportedError
 from model.checkpoint import CheckpointError
 from model.coarsen import KINDS
-from model.refiner import Precision
 from pipeline import storage
 from pipeline.config import parse
 from pipeline.grading import grade, samples, table

@@ -1,4 +1,4 @@
-"""Which library runs the network; none of them is loaded to tell."""
+"""Which library runs the network, and in which precision; none of them is loaded to tell."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 Backend = Literal["auto", "torch", "openvino", "triton"]
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 _INSTALL = {"openvino": "pip install 'bpr-ray[openvino]'", "triton": "it comes with torch for CUDA"}
 

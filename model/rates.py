@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from model import checkpoint
-from model.backend import UnsupportedError, resolve_backend
+from model.backend import Precision, UnsupportedError, resolve_backend
 from model.preprocess import network_input
-from model.refiner import Precision, Refiner
+from model.refiner import Refiner
 
 REFERENCE = "reference"
 GPU_PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")

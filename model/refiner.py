@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from model import checkpoint
-from model.backend import Backend, UnsupportedError, resolve_backend
+from model.backend import Backend, Precision, UnsupportedError, resolve_backend
 from model.cpu import BatchPool, TorchNetwork, computes_in_bf16
 from model.gpu import DeviceQueue, has_bf16, suited_half
 from model.hrnet import RefinementNetwork, fold, pad_channels
@@ -18,12 +18,11 @@ from model.parts import Parts
 if TYPE_CHECKING:
     from pipeline.stages import GuardConfig
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-
 CPU_BATCH = {"openvino": 4, "torch": 16}
+"""Patches of a batch on a CPU in fp32, twice as many in 16 bits: the smallest that come near the full rate."""
+
 GPU_BATCH_PIXELS = 1024 * 128 * 128
-"""Patches per batch on a CPU in fp32, 16 bits taking twice as many, and pixels of the network's input on a GPU: the
-smallest that come near the full rate."""
+"""The same on a GPU, in pixels of the network's input: 1024 patches of 128 x 128 px."""
 
 
 class Refiner:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 import tyro
 import yaml
 
+from model.backend import Precision
 from pipeline import storage
 from pipeline.guard import GuardConfig
 from pipeline.limits import LimitsConfig
@@ -20,6 +21,8 @@ from pipeline.run_log import LogFormat
 Config = TypeVar("Config")
 
 Format = Literal["cityscapes", "coco", "parquet"]
+
+Device = Literal["auto", "cpu", "gpu"]
 
 Quality = Literal["fast", "default", "best"]
 
@@ -74,7 +77,7 @@ class RefineConfig:
     parity: bool = False
     """Do exactly as the reference: row-major ties, its two slips at the right and bottom border, no guard, fp32."""
     guard: GuardConfig = field(default_factory=GuardConfig)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    precision: Precision = "auto"
     """Arithmetic of the network; `auto` is fp16 on a GPU, bf16 on a CPU that computes in it, else fp32."""
     backend: Literal["auto", "torch", "openvino"] = "auto"
     """What runs the network; `auto` is OpenVINO on a CPU and Triton beside torch on a GPU, where installed."""
@@ -84,7 +87,7 @@ class RefineConfig:
     """Frames that travel and are committed together; by default as many as have about 1,000 patches, more on GPUs."""
     workers: int | None = None
     """Network processes at most; default one per GPU, or one per machine without any."""
-    device: Literal["auto", "cpu", "gpu"] = "auto"
+    device: Device = "auto"
     """What they compute on; `auto` is GPUs where the cluster has some now, `gpu` also waits for an autoscaler's."""
     refine_label: str | None = None
     """Only machines with this label, as in `bpr-role=refine`, run network processes."""

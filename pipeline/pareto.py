@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from model import Refiner, checkpoint
+from model.backend import Precision
 from model.hrnet import multiply_adds
-from model.refiner import Precision
 from pipeline.grading import WORSE_BY, Sample, scores
 from pipeline.guard import GuardConfig, passed_over
 from pipeline.patches import crop

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from model import Refiner
+from model.backend import Precision
 from model.rates import rate
-from model.refiner import Precision
 from pipeline.benchmark.made_dump import MadeDump
 
 Way = Literal["local", "fused", "spread"]

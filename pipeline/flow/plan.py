@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
+from model.backend import Backend, Precision, UnsupportedError
 from pipeline import storage
+from pipeline.config import Device
 from pipeline.formats import Reader, Writer
 from pipeline.guard import GuardConfig
 from pipeline.heap import keep_freed_memory
@@ -22,9 +24,6 @@ from pipeline.work import Receipt, Work
 
 if TYPE_CHECKING:
     from model import Refiner
-
-
-Device = Literal["auto", "cpu", "gpu"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,6 @@ class Stages:
 
         InputError where the machine cannot run the network so.
         """
-        from model.backend import UnsupportedError
-
         try:
             for works, probabilities in refine(blocks, refiner, self.cutting.padding):
                 for work in works:
@@ -155,10 +152,10 @@ class Plan:
 @lru_cache(maxsize=1)
 def load_refiner(
     checkpoint: str,
-    precision: Any,
+    precision: Precision,
     batch_size: int | None,
-    cpu_backend: Any,
-    gpu_backend: Any = "auto",
+    cpu_backend: Backend,
+    gpu_backend: Backend = "auto",
     device: Device = "auto",
 ) -> Refiner:
     """The network of a checkpoint, in the process that will run it, by the backend for what that has.
@@ -168,7 +165,6 @@ def load_refiner(
     import torch
 
     from model import Refiner
-    from model.backend import UnsupportedError
     from model.checkpoint import load
 
     on_gpu = torch.cuda.is_available() and device != "cpu"

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pipeline.config import Device
 from pipeline.flow.local import helpers_beside
-from pipeline.flow.plan import Device
 from pipeline.records import InputError
 
 INSIST_SECONDS = 30.0

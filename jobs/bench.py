@@ -18,7 +18,7 @@ import torch
 import tyro
 
 from model.backend import Precision, UnsupportedError
-from model.checkpoint import CheckpointError
+from model.bundled import CheckpointError
 from model.rates import rates, table
 from model.refiner import Refiner
 from pipeline import demo_dump, storage

@@ -11,7 +11,7 @@ import numpy as np
 
 from model import Refiner
 from model.backend import Precision, UnsupportedError
-from model.checkpoint import CheckpointError
+from model.bundled import CheckpointError
 from model.coarsen import KINDS
 from pipeline import storage
 from pipeline.config import parse

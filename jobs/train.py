@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from model.checkpoint import CheckpointError
+from model.bundled import CheckpointError
 from model.fit import FitError
 from pipeline.config import parse
 from pipeline.flow import without_gpus

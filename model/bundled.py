@@ -16,6 +16,12 @@ def bundled() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
 
 
+def missing(path_or_name: str) -> str:
+    """The error line on a checkpoint that is neither a file nor a bundled name."""
+    known = ", ".join(bundled()) or "none"
+    return f"{path_or_name}: no such checkpoint file, nor bundled weights (bundled: {known})"
+
+
 def resolve(path_or_name: str) -> str:
     """The path behind a bundled name such as `hrnet18s_128`; anything else is taken as a path and returned as it is."""
     return str(bundled().get(path_or_name, path_or_name))

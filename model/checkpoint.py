@@ -13,7 +13,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from model.bundled import CheckpointError, bundled, resolve
+from model.bundled import CheckpointError, missing, resolve
 from model.hrnet import CONFIGS, NetworkConfig, RefinementNetwork
 
 BACKBONE = "backbone."
@@ -126,8 +126,7 @@ def _read(path_or_name: str, data: bytes | None) -> tuple[str, dict[str, Tensor]
     path = resolve(path_or_name)
     if data is None:
         if not Path(path).is_file():
-            known = ", ".join(bundled()) or "none"
-            raise FileNotFoundError(f"{path_or_name}: no such checkpoint file, nor bundled weights (bundled: {known})")
+            raise FileNotFoundError(missing(path_or_name))
         data = Path(path).read_bytes()
     return path, _read_safetensors(path, data) if path.endswith(".safetensors") else _read_torch(path, data)
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from model.bundled import CheckpointError, missing, resolve
 from pipeline import dump, run, storage
 from pipeline.config import RefineConfig
 from pipeline.flow.session import Placement, alive_nodes, labelled, network_pool, ray_session, room, selected_by
@@ -93,12 +94,11 @@ def _finding(name: str, checks: list[Check]) -> Iterator[None]:
 
 def _checkpoint(config: CheckConfig, checks: list[Check]) -> str | None:
     """The SHA-256 of the weights; None where they do not load."""
-    from model.checkpoint import CheckpointError, bundled, load, resolve
+    from model.checkpoint import load
 
     path = resolve(config.checkpoint)
     if not storage.exists(path):
-        known = ", ".join(bundled()) or "none"
-        raise InputError(f"{config.checkpoint}: no such checkpoint file, nor bundled weights (bundled: {known})")
+        raise InputError(missing(config.checkpoint))
     weights = storage.read(path)
     try:
         network = load(path, weights)

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from model.backend import Backend, UnsupportedError, resolve_backend
-from model.bundled import bundled, resolve
+from model.bundled import missing, resolve
 from pipeline import dump, flow, storage
 from pipeline.config import RefineConfig
 from pipeline.formats import Reader, Writer
@@ -236,8 +236,7 @@ def absolute(config: RefineConfig) -> RefineConfig:
     """The same settings with paths that mean the same in every process."""
     checkpoint = resolve(config.checkpoint)
     if not storage.exists(checkpoint):
-        known = ", ".join(bundled()) or "none"
-        raise InputError(f"{config.checkpoint}: no such checkpoint file, nor bundled weights (bundled: {known})")
+        raise InputError(missing(config.checkpoint))
     return replace(
         config,
         predictions=storage.absolute(config.predictions),

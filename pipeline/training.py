@@ -14,6 +14,7 @@ import torch
 
 from model import checkpoint
 from model.augment import Augmentation
+from model.bundled import missing, resolve
 from model.fit import FitConfig, Moment, fit
 from model.hrnet import CONFIGS, RefinementNetwork
 from pipeline import storage
@@ -151,7 +152,7 @@ def prepare(config: TrainConfig) -> Prepared | None:
         data=tuple(map(storage.absolute, config.data)),
         val_data=tuple(map(storage.absolute, config.val_data)),
         output=storage.absolute(config.output),
-        start=config.start and storage.absolute(checkpoint.resolve(config.start)),
+        start=config.start and storage.absolute(resolve(config.start)),
         backbone=config.backbone and storage.absolute(config.backbone),
     )
     train_set, val_set = PatchDataset(config.data, "train"), validation_set(config.data, config.val_data)
@@ -206,8 +207,7 @@ def _side(config: TrainConfig) -> int:
 def _start(config: TrainConfig) -> RefinementNetwork | None:
     if config.start:
         if not storage.exists(config.start):
-            known = ", ".join(checkpoint.bundled()) or "none"
-            raise InputError(f"{config.start}: no such checkpoint file, nor bundled weights (bundled: {known})")
+            raise InputError(missing(config.start))
         network = checkpoint.load(config.start, storage.read(config.start))
         if network.config.name != config.fit.network:
             raise InputError(

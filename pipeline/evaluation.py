@@ -30,7 +30,7 @@ from pipeline.metrics.matching import COCO, LVIS, Rules
 from pipeline.metrics.oracle import DISTANCES_PX, oracle
 from pipeline.metrics.overlap import areas, iou_matrix
 from pipeline.progress import Progress
-from pipeline.records import Frame, FrameRef, InputError, Instance
+from pipeline.records import Frame, FrameRef, InputError, Instance, fault
 from pipeline.work import Receipt
 
 COARSE, REFINED = "coarse", "refined"
@@ -272,11 +272,8 @@ def _measure_block(items: Sequence[Item], meter: Meter) -> Tally:
     for item in items:
         try:
             tallies.append(_measure(item, meter))
-        except InputError as error:
-            tallies.append(Tally(aside={item.key: str(error)}))
         except Exception as error:  # one frame must never stop the others
-            reason = f"{item.file_name}: {type(error).__name__}: {' '.join(str(error).split())}"
-            tallies.append(Tally(aside={item.key: reason}))
+            tallies.append(Tally(aside={item.key: fault(item.file_name, error)}))
     return Tally.merge(tallies, meter.gallery)
 
 

@@ -19,7 +19,7 @@ from pipeline.formats import Reader
 from pipeline.formats.mask_png import encode_png
 from pipeline.images import decode_image
 from pipeline.preflight_report import SHOWN, Check, Estimate
-from pipeline.records import FrameRef, InputError, Instance
+from pipeline.records import FrameRef, InputError, Instance, fault
 from pipeline.stages import Cutting, cut, within_memory
 
 MEASURED = 200
@@ -74,7 +74,7 @@ def _look(
         if kind == "image files" and message == str(InputError(f"{url}: no such file")):
             kind = "images"
     except Exception as error:
-        message = f"{ref.file_name}: {type(error).__name__}: {' '.join(str(error).split())}"
+        message = fault(ref.file_name, error)
     return Seen(_kind(message, kind), message, 0, None, 0)
 
 

@@ -27,7 +27,7 @@ from pipeline.lease import Lease
 from pipeline.ledger import Ledger, check_reached
 from pipeline.outputs import check_apart
 from pipeline.progress import Progress
-from pipeline.records import InputError
+from pipeline.records import InputError, fault
 from pipeline.training_patches import MIN_IOU, Cut, Cutter, Item, PrepareConfig, cut_frame, generator, pairs_to_cut
 from pipeline.work import Receipt
 
@@ -225,10 +225,8 @@ def _cut_block(items: Sequence[Item], cutter: Cutter) -> list[Receipt]:
         started, cut, error = time.perf_counter(), Cut(), ""
         try:
             cut = cut_frame(item, cutter)
-        except InputError as problem:
-            error = str(problem)
         except Exception as problem:  # one frame must never stop the others
-            error = f"{item.truth.file_name}: {type(problem).__name__}: {' '.join(str(problem).split())}"
+            error = fault(item.truth.file_name, problem)
         if not error and cut.keys:
             good.append(item)
             rows[cut.keys[0]["split"]].append(cut)

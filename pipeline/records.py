@@ -30,6 +30,13 @@ class InputError(ValueError):
         super().__init__(message if len(message) <= LONGEST_MESSAGE else f"{message[: LONGEST_MESSAGE - 3]}...")
 
 
+def fault(file_name: str, error: Exception) -> str:
+    """One line on why an image's frame is set aside: what an InputError says; of any other exception also its type."""
+    if not isinstance(error, InputError):
+        error = InputError(f"{file_name}: {type(error).__name__}: {' '.join(str(error).split())}")
+    return str(error)
+
+
 @dataclass(frozen=True, slots=True)
 class FrameRef:
     """One frame of a dump as listed: enough for a worker to read it, small enough to keep by the million."""

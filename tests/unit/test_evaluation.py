@@ -222,6 +222,15 @@ def test_an_image_that_cannot_be_measured_is_set_aside_by_name_and_counts_in_no_
     assert any("1 images could not be measured" in note for note in found.notes)
 
 
+def test_an_image_on_which_a_measure_fails_is_set_aside_in_one_line_without_secrets(truth, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no answer\nfrom https://host/a?sig=s3cr3t")
+
+    monkeypatch.setattr("pipeline.evaluation.boundary_f_frame", fail)
+    found = _evaluate(truth, ground_truth=str(truth), coarse=str(predict(truth)))
+    assert found.aside["frame1"] == "frame1.png: RuntimeError: no answer from https://host/a?***"
+
+
 def test_the_json_has_every_number_and_no_nan(truth, refined):
     found = _evaluate(truth, ground_truth=str(truth), coarse=str(predict(truth)), refined=str(refined))
     plain = json.loads(json.dumps(found.as_json(), allow_nan=False))

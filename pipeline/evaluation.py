@@ -24,7 +24,7 @@ from pipeline.guard import REASONS
 from pipeline.images import decode_image
 from pipeline.metrics import cityscapes_ap, matching
 from pipeline.metrics.boundary import CITYSCAPES_RATIO, COCO_RATIO
-from pipeline.metrics.boundary_f import TOLERANCE_SHARE, boundary_f_frame
+from pipeline.metrics.boundary_f import boundary_f_frame
 from pipeline.metrics.changes import changed_pixels, changes
 from pipeline.metrics.matching import COCO, LVIS, Rules
 from pipeline.metrics.oracle import DISTANCES_PX, oracle
@@ -305,7 +305,7 @@ def _measure(item: Item, meter: Meter) -> Tally:
         for name, frame in frames.items():
             for measure, record in _records(item.truth, truth, frame, meter.rules):
                 tally.records[measure, name] = record
-            tally.records["AF", name] = boundary_f_frame(truth, frame, meter.tolerance_px, TOLERANCE_SHARE)
+            tally.records["AF", name] = boundary_f_frame(truth, frame, meter.tolerance_px)
         if meter.with_oracle:
             for distance, frame in zip(DISTANCES_PX, oracle(truth, frames[COARSE])):
                 for measure, record in _records(item.truth, truth, frame, meter.rules):

@@ -32,6 +32,7 @@ from pipeline.benchmark.made_dump import CITYSCAPES, COCO, DISTINCT, MadeDump, S
 from pipeline.benchmark.preparation import measure_preparation
 from pipeline.benchmark.results import Results
 from pipeline.benchmark.scale import BLOCK_FRAMES, simulate
+from pipeline.bounds import check_bounds
 from pipeline.guard import GuardConfig
 from pipeline.outputs import check_writable
 from pipeline.records import InputError, Instance, cut_to_box
@@ -101,8 +102,7 @@ class BenchConfig:
     """File for an SVG."""
 
     def __post_init__(self) -> None:
-        if self.frames is not None and self.frames < 1:
-            raise InputError(f"frames is {self.frames}: expected at least 1")
+        check_bounds(self, "frames", 1)
 
 
 def main() -> int:

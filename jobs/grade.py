@@ -14,6 +14,7 @@ from model.backend import Precision, UnsupportedError
 from model.bundled import CheckpointError
 from model.coarsen import KINDS
 from pipeline import storage
+from pipeline.bounds import check_bounds, check_nms_threshold
 from pipeline.config import parse
 from pipeline.grading import grade, samples, table
 from pipeline.guard import GuardConfig
@@ -64,11 +65,9 @@ class GradeConfig:
         for kind in self.kinds:
             if kind not in ("mixed", *KINDS):
                 raise InputError(f"kinds is {kind!r}: expected mixed, {', '.join(KINDS)}")
-        if not 0 < self.nms_threshold < 1:
-            raise InputError(f"nms_threshold is {self.nms_threshold}: expected a number between 0 and 1")
+        check_nms_threshold(self.nms_threshold)
         for name, least in (("iterations", 1), ("every", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}: expected at least {least}")
+            check_bounds(self, name, least)
 
 
 def main() -> int:

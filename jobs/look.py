@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.bounds import check_bounds
 from pipeline.config import parse
 from pipeline.contact_sheet import contact_sheet
 from pipeline.records import InputError
@@ -28,9 +29,8 @@ class LookConfig:
     """Which patches are drawn: the same seed draws the same ones."""
 
     def __post_init__(self) -> None:
-        for name, least in (("count", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}: expected at least {least}")
+        check_bounds(self, "count", 1)
+        check_bounds(self, "seed", 0)
 
 
 def main() -> int:

@@ -12,6 +12,7 @@ import yaml
 
 from model.backend import Precision
 from pipeline import storage
+from pipeline.bounds import check_bounds, check_nms_threshold
 from pipeline.guard import GuardConfig
 from pipeline.limits import LimitsConfig
 from pipeline.proposals import PATCH_PX
@@ -123,20 +124,15 @@ class RefineConfig:
         return NMS_THRESHOLDS[self.quality][form] if self.nms_threshold is None else self.nms_threshold
 
     def __post_init__(self) -> None:
-        if self.nms_threshold is not None and not 0 < self.nms_threshold < 1:
-            raise InputError(f"nms_threshold is {self.nms_threshold}: expected a number between 0 and 1")
+        if self.nms_threshold is not None:
+            check_nms_threshold(self.nms_threshold)
         check_patch_size(self.patch_size, self.padding)
         if not 0 < self.gpus_per_worker < math.inf:
             raise InputError(f"gpus_per_worker is {self.gpus_per_worker}: expected a number above 0")
-        for name, most in (
-            ("batch_size", MAX_BATCH),
-            ("frames_per_block", MAX_BLOCK_FRAMES),
-            ("workers", None),
-            ("limit", None),
-        ):
-            value = getattr(self, name)
-            if value is not None and (value < 1 or value > (most or value)):
-                raise InputError(f"{name} is {value}: expected at least 1" + (f", at most {most}" if most else ""))
+        check_bounds(self, "batch_size", 1, MAX_BATCH)
+        check_bounds(self, "frames_per_block", 1, MAX_BLOCK_FRAMES)
+        check_bounds(self, "workers", 1)
+        check_bounds(self, "limit", 1)
 
 
 def check_patch_size(patch_size: int, padding: int) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline import dump, storage
+from pipeline.bounds import check_bounds
 from pipeline.config import Format
 from pipeline.flow import map_blocks
 from pipeline.formats import Reader
@@ -86,8 +87,7 @@ class EvaluateConfig:
         if self.oracle and None in (self.ground_truth, self.coarse):
             raise InputError("oracle needs a ground truth and the coarse predictions")
         for name, least in (("frames_per_block", 1), ("gallery", 0), ("limit", 1)):
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}: expected at least {least}")
+            check_bounds(self, name, least)
         if self.tolerance_px is not None and not 0 < self.tolerance_px < math.inf:
             raise InputError(f"tolerance_px is {self.tolerance_px}: expected a number above 0")
 

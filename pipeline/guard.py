@@ -12,6 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from pipeline.bounds import check_bounds
 from pipeline.proposals import boundary_strength
 from pipeline.records import InputError
 
@@ -56,8 +57,7 @@ class GuardConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"guard.{name} is {getattr(self, name)}: expected a number from 0 to 1")
         for name, least in (("min_area", 0), ("max_area_ratio", 1), ("max_distance", 1)):
-            if not getattr(self, name) >= least:
-                raise InputError(f"guard.{name} is {getattr(self, name)}: expected at least {least}")
+            check_bounds(self, name, least, group="guard.")
 
 
 class Verdict(NamedTuple):

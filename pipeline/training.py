@@ -18,6 +18,7 @@ from model.bundled import missing, resolve
 from model.fit import FitConfig, Moment, fit
 from model.hrnet import CONFIGS, RefinementNetwork
 from pipeline import storage
+from pipeline.bounds import check_bounds
 from pipeline.config import MAX_BATCH
 from pipeline.lease import Lease
 from pipeline.patch_dataset import PatchBatches, PatchDataset
@@ -88,9 +89,7 @@ class TrainConfig:
             ("side_px", 8),
             ("loader_workers", 0),
         ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} is {value}: expected at least {least}")
+            check_bounds(self, name, least)
         if self.batch_size > MAX_BATCH:
             raise InputError(f"batch_size is {self.batch_size}: expected at most {MAX_BATCH}")
         if self.epochs is not None and not 0 < self.epochs < math.inf:

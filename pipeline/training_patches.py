@@ -13,6 +13,7 @@ import numpy as np
 from model.coarsen import KINDS, coarsen
 from model.compose import lay_over
 from pipeline import storage
+from pipeline.bounds import check_bounds, check_nms_threshold
 from pipeline.config import MAX_BLOCK_FRAMES, Format, check_patch_size
 from pipeline.formats import Reader
 from pipeline.ground_truth import GroundTruth, TrueInstance, TruthRef
@@ -88,16 +89,10 @@ class PrepareConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}: expected a share between 0 and 1")
         check_patch_size(self.patch_size, self.padding)
-        if self.visits < 1:
-            raise InputError(f"visits is {self.visits}: expected at least 1")
-        if not 1 <= self.frames_per_block <= MAX_BLOCK_FRAMES:
-            expected = f"at least 1, at most {MAX_BLOCK_FRAMES}"
-            raise InputError(f"frames_per_block is {self.frames_per_block}: expected {expected}")
-        for name in ("patches_per_object", "max_instances", "limit"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}: expected at least 1")
-        if not 0 < self.nms_threshold < 1:
-            raise InputError(f"nms_threshold is {self.nms_threshold}: expected a number between 0 and 1")
+        check_bounds(self, "frames_per_block", 1, MAX_BLOCK_FRAMES)
+        for name in ("visits", "patches_per_object", "max_instances", "limit"):
+            check_bounds(self, name, 1)
+        check_nms_threshold(self.nms_threshold)
         if not 0 < self.scale[0] <= self.scale[1] <= MAX_SCALE:
             expected = f"the smallest and the largest factor, above 0 and at most {MAX_SCALE}"
             raise InputError(f"scale is {self.scale}: expected {expected}")

@@ -14,7 +14,7 @@ from pipeline.images import decode_image
 from pipeline.metrics.boundary import COCO_RATIO, boundary_f_score, boundary_iou, dilation_px, iou
 from pipeline.metrics.overlap import Region
 from pipeline.records import InputError, cut_to_box
-from pipeline.training_patches import generator, whole_mask
+from pipeline.training_patches import check_size, generator, whole_mask
 
 MEASURES = ("IoU", "boundary IoU", "F 1px", "F 3px")
 WORSE_BY = 0.005
@@ -96,14 +96,11 @@ def samples(
 def _objects(truth: GroundTruth, ref: TruthRef, images: str) -> tuple[list[TrueInstance], np.ndarray]:
     """The objects of an image, and the image (H, W, 3) where it has any."""
     frame = truth.read(ref)
-    things = [true for true in frame.instances if not true.crowd and true.mask.size]
-    if not things:
+    if not frame.objects:
         return [], np.empty((0, 0, 3), np.uint8)
     image = decode_image(storage.join(images, ref.file_name))
-    if image.shape[:2] != (frame.height, frame.width):
-        found = f"{image.shape[1]} x {image.shape[0]} px"
-        raise InputError(f"{ref.file_name}: {found}, expected {frame.width} x {frame.height} as the ground truth")
-    return things, image
+    check_size(ref.file_name, image, frame)
+    return frame.objects, image
 
 
 def grade(

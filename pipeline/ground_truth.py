@@ -88,6 +88,11 @@ class TrueFrame:
     not_exhaustive_categories: frozenset[int] = frozenset()
     """LVIS: categories of which some objects may not be annotated."""
 
+    @property
+    def objects(self) -> list[TrueInstance]:
+        """Those told apart, no crowds, that have a pixel."""
+        return [one for one in self.instances if not one.crowd and one.mask.size]
+
 
 @dataclass(frozen=True)
 class Listing:

@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.bounds import check_bounds, check_nms_threshold
 from pipeline.config import MAX_BLOCK_FRAMES, Format, check_patch_size
 from pipeline.formats import Reader
-from pipeline.ground_truth import GroundTruth, TrueInstance, TruthRef
+from pipeline.ground_truth import GroundTruth, TrueFrame, TrueInstance, TruthRef
 from pipeline.images import decode_image
 from pipeline.metrics.overlap import Located, Region, intersection
 from pipeline.patches import crop
@@ -134,18 +134,16 @@ def generator(seed: int, *names: object) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 
-def pairs_to_cut(
-    item: Item, cutter: Cutter, truths: Sequence[TrueInstance], width: int, height: int
-) -> list[tuple[str, Instance | None, TrueInstance]]:
+def pairs_to_cut(item: Item, cutter: Cutter, frame: TrueFrame) -> list[tuple[str, Instance | None, TrueInstance]]:
     """Every object to cut: its name, its predicted mask (None where it is to be generated), and its target."""
-    things = [true for true in truths if not true.crowd and true.mask.size]
+    things = frame.objects
     if cutter.reader is None or item.predicted is None:
         pairs: list[tuple[str, Instance | None, TrueInstance]] = [(true.instance_id, None, true) for true in things]
     else:
         if item.predicted.error:
             raise InputError(item.predicted.error)
         pairs = []
-        for instance in cutter.reader.read(item.predicted, width, height):
+        for instance in cutter.reader.read(item.predicted, frame.width, frame.height):
             same = [true for true in things if true.category_id == instance.category_id]
             ious = [_iou(instance, true) for true in same]
             if ious and max(ious) > MIN_IOU:
@@ -171,15 +169,11 @@ def cut_frame(item: Item, cutter: Cutter) -> Cut:
     config, key = cutter.config, item.truth.key
     image = decode_image(storage.join(config.images, item.truth.file_name))
     frame = cutter.truth.read(item.truth)
-    if image.shape[:2] != (frame.height, frame.width):
-        found = f"{image.shape[1]} x {image.shape[0]} px"
-        raise InputError(
-            f"{item.truth.file_name}: {found}, expected {frame.width} x {frame.height} as the ground truth"
-        )
+    check_size(item.truth.file_name, image, frame)
     cut = Cut()
     split = "val" if generator(config.seed, key, "split").random() < config.val_share else "train"
     about = {"frame_id": key, "split": split}
-    pairs = pairs_to_cut(item, cutter, frame.instances, frame.width, frame.height)
+    pairs = pairs_to_cut(item, cutter, frame)
     generated = []
     for name, instance, true in pairs:
         if instance is None or generator(config.seed, key, name, "coarsen").random() < config.coarsened:
@@ -209,15 +203,13 @@ def _visit(
     targets = [cv2.resize(whole_mask(true, image.shape), size, interpolation=cv2.INTER_AREA) for _, true in objects]
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     named = [(name, true.category_id) for name, true in objects]
-    if donor is not None:
-        laid = [true for true in cutter.truth.read(donor).instances if not true.crowd and true.mask.size]
-        if laid:
-            chosen = laid[int(rng.integers(len(laid)))]
-            above = decode_image(storage.join(config.images, donor.file_name))
-            image, mask = lay_over(image, targets, above, whole_mask(chosen, above.shape), rng)
-            if mask is not None:
-                targets.append(mask)
-                named.append((f"{donor.key}/{chosen.instance_id}", chosen.category_id))
+    if donor is not None and (laid := cutter.truth.read(donor).objects):
+        chosen = laid[int(rng.integers(len(laid)))]
+        above = decode_image(storage.join(config.images, donor.file_name))
+        image, mask = lay_over(image, targets, above, whole_mask(chosen, above.shape), rng)
+        if mask is not None:
+            targets.append(mask)
+            named.append((f"{donor.key}/{chosen.instance_id}", chosen.category_id))
     for (name, category), target in zip(named, targets):
         if not target.any():
             continue
@@ -237,6 +229,13 @@ def _coarsened(target: np.ndarray, region: Region, rng: np.random.Generator, fai
     around = np.ascontiguousarray(target[top : y + height + margin, left : x + width + margin])
     mask, (dx, dy) = cut_to_box(coarsen(around, rng, failure))
     return Region(mask, (left + dx, top + dy))
+
+
+def check_size(file_name: str, image: np.ndarray, frame: TrueFrame) -> None:
+    """Raise InputError where an image (H, W, 3) has not the size that the ground truth says."""
+    if image.shape[:2] != (frame.height, frame.width):
+        found = f"{image.shape[1]} x {image.shape[0]} px"
+        raise InputError(f"{file_name}: {found}, expected {frame.width} x {frame.height} as the ground truth")
 
 
 def whole_mask(true: TrueInstance, shape: tuple[int, ...]) -> np.ndarray:

@@ -62,25 +62,20 @@ def load_backbone(path_or_name: str, network: RefinementNetwork, data: bytes | N
     return network
 
 
-def save(
-    network: RefinementNetwork, path: str | Path, card: dict[str, Any], dtype: torch.dtype = torch.float16
-) -> None:
-    """Write an unfolded network as safetensors; `card` (data, steps, figures) goes into the file's metadata as json."""
-    state = {key: _stored(value, dtype).contiguous() for key, value in network.state_dict().items()}
+def as_safetensors(network: RefinementNetwork, card: dict[str, Any]) -> bytes:
+    """An unfolded network as the bytes of a safetensors file, in half precision as far as its numbers fit.
+
+    `card` (data, steps, figures) goes into the file's metadata as json.
+    """
+    state = {key: _halved(value).contiguous() for key, value in network.state_dict().items()}
     # One entry, as the format does not keep their order: the same weights are to be the same bytes.
     metadata = {"card": json.dumps({"config": network.config.name, **card}, sort_keys=True)}
-    # Whole or not at all: training may be killed while it saves.
-    temporary = Path(f"{path}.tmp")
-    temporary.write_bytes(save_safetensors(state, metadata=metadata))
-    temporary.replace(path)
+    return save_safetensors(state, metadata=metadata)
 
 
-def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in the type to store it in; as it is where its numbers go beyond that."""
-    if not value.is_floating_point():
-        return value
-    stored = value.to(dtype)
-    return stored if stored.isfinite().all() else value
+def _halved(value: Tensor) -> Tensor:
+    half = value.half() if value.is_floating_point() else value
+    return half if half.isfinite().all() else value
 
 
 def recognise(state: dict[str, Tensor], path: str) -> NetworkConfig:

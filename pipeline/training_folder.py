@@ -135,10 +135,7 @@ class TrainingFolder:
 
     def write_weights(self, name: str, network: RefinementNetwork, card: dict[str, Any]) -> None:
         """Write `<name>.safetensors` and its card."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "weights.safetensors")
-            checkpoint.save(network, path, card)
-            storage.put(self.url(f"{name}.safetensors"), path.read_bytes())
+        storage.put(self.url(f"{name}.safetensors"), checkpoint.as_safetensors(network, card))
         self._write_card(name, card)
 
     def export_best(self) -> dict[str, Any]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline import storage
-from pipeline.formats.coco import image_file_name
+from pipeline.formats.coco import read_images
 from pipeline.records import InputError
 
 LONGEST_NUMBER = 100
@@ -59,15 +57,8 @@ class ImageList:
 
 def read_image_list(url: str) -> ImageList:
     """The images and categories of a COCO json, annotations or not. InputError where it is none."""
-    try:
-        content = json.loads(storage.read(url))
-        ids = [(stem(image_file_name(image)), image["id"]) for image in content["images"]]
-        categories = [category["id"] for category in content.get("categories") or ()]
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{url}: expected json: {error}") from None
-    except (KeyError, TypeError, AttributeError):
-        expected = '{"images": [{"id", "file_name"}, ...], "categories": [{"id"}, ...]}'
-        raise InputError(f"{url}: expected {expected}, the categories may be left out") from None
+    images, categories = read_images(url)
+    ids = [(stem(name), image_id) for image_id, name in images]
     names = dict(ids)
     if len(names) != len(ids):
         raise InputError(f"{url}: expected images whose file names differ without folders and extension")

@@ -229,24 +229,35 @@ def image_file_name(image: Mapping[str, Any]) -> str:
     return posixpath.join(*image["coco_url"].split("/")[-2:])
 
 
-def _read_image_list(url: str) -> tuple[dict[int | str, str], set[int] | None]:
-    """The file name of each image id, and the category ids where the file lists them."""
+def read_images(url: str) -> tuple[list[tuple[Any, str]], list[Any]]:
+    """Id and file name of every image that a COCO json lists, and the ids of its categories, if it has any.
+
+    InputError where it is no such json.
+    """
     data = storage.read(url)
     try:
         content = json.loads(data)
-        images = content["images"]
-        file_names = {image["id"]: image_file_name(image) for image in images}
-        categories = {category["id"] for category in content["categories"]} if content.get("categories") else None
+        images = [(image["id"], image_file_name(image)) for image in content["images"]]
+        categories = [category["id"] for category in content.get("categories") or ()]
+        # What has no hash, such as a list, is no id.
+        hash((*(image_id for image_id, _ in images), *categories))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{url}: expected json: {error}") from None
     except (KeyError, TypeError, AttributeError):
         expected = '{"images": [{"id", "file_name"}, ...], "categories": [{"id"}, ...]}'
         raise InputError(f"{url}: expected {expected}, the categories may be left out") from None
-    if not all(isinstance(name, str) for name in file_names.values()):
+    if not all(isinstance(name, str) for _, name in images):
         raise InputError(f"{url}: expected text as file_name of every image")
+    return images, categories
+
+
+def _read_image_list(url: str) -> tuple[dict[int | str, str], set[int] | None]:
+    """The file name of each image id, and the category ids where the file lists them."""
+    images, categories = read_images(url)
+    file_names = dict(images)
     if len(file_names) != len(images):
         raise InputError(f"{url}: expected every image id once")
-    return file_names, categories
+    return file_names, set(categories) or None
 
 
 def _instance(number: int, frame_id: str, data: bytes, width: int, height: int) -> Instance:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from model.heap import keep_freed_memory
 from model.hrnet import RefinementNetwork, output_resize
 from model.parts import Parts
 from model.preprocess import network_input
+
+LAYER_BYTES = 1 << 30
+"""Free memory that is kept from one layer of the network to the next."""
 
 
 class BatchNetwork(Protocol):
@@ -42,21 +43,6 @@ def computes_in_bf16() -> bool:
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
-@lru_cache(maxsize=1)
-def _keep_freed_memory() -> None:
-    """Let this process keep the memory of one layer's output for the next.
-
-    By default glibc returns large blocks to the system at once, and every layer faults its pages in anew: a fifth of
-    the time on a CPU. 32 MiB is the largest threshold that glibc accepts. Elsewhere this does nothing.
-    """
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8
-        libc.mallopt(m_mmap_threshold, 32 << 20)
-        libc.mallopt(m_trim_threshold, 1 << 30)
-        # The arenas of threads are given back whatever the threshold; one serves them all.
-        libc.mallopt(m_arena_max, 1)
-
-
 def fixed_point(logits: torch.Tensor, resize: torch.Tensor) -> torch.Tensor:
     """Logits (N, 1, S/4, S/4) of a folded network to probabilities (N, P, P) int32, 65535 = 1.
 
@@ -69,7 +55,7 @@ class TorchNetwork:
     """A folded network run by torch on the CPU, each batch on the calling thread's number of threads."""
 
     def __init__(self, network: RefinementNetwork, batch_size: int) -> None:
-        _keep_freed_memory()
+        keep_freed_memory(LAYER_BYTES, one_arena=True)
         self.network, self.batch_size = network, batch_size
         self.resizes: dict[int, torch.Tensor] = {}
 

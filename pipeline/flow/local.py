@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model.heap import keep_freed_memory
 from pipeline.flow.blocks import UNKNOWN, in_blocks, patches_per_block, patches_per_frame
 from pipeline.flow.plan import Plan, Stages
-from pipeline.heap import keep_freed_memory
 from pipeline.records import FrameRef, InputError
 from pipeline.stages import Block
 from pipeline.work import Receipt, Work

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from model.heap import keep_freed_memory
 from pipeline.flow.blocks import Blocks, in_blocks, patches_per_block, patches_per_frame
 from pipeline.flow.columns import packed, unpacked, unpickled, work_columns, works_in
 from pipeline.flow.local import refine_blocks
@@ -41,7 +42,6 @@ from pipeline.flow.session import (
     selected_by,
     without_gpus,
 )
-from pipeline.heap import keep_freed_memory
 from pipeline.isolation import close_idle
 from pipeline.ledger import check_reached
 from pipeline.records import InputError

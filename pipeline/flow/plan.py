@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 
 from model.backend import Backend, Precision, UnsupportedError
+from model.heap import keep_freed_memory
 from pipeline import storage
 from pipeline.config import Device
 from pipeline.formats import Reader, Writer
 from pipeline.guard import GuardConfig
-from pipeline.heap import keep_freed_memory
 from pipeline.isolation import ChildError, isolated
 from pipeline.limits import LimitsConfig
 from pipeline.records import FrameRef, InputError

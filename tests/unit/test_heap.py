@@ -7,7 +7,7 @@ import pytest
 ROUNDS = """
 import resource, sys
 import numpy as np
-from pipeline.heap import keep_freed_memory
+from model.heap import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 def faults():

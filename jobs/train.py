@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import signal
 import sys
 import tempfile
@@ -17,7 +15,7 @@ from typing import Any
 from model.bundled import CheckpointError
 from model.fit import FitError
 from pipeline.config import parse
-from pipeline.flow import without_gpus
+from pipeline.flow import ray_cluster, without_gpus
 from pipeline.progress import LOG_SECONDS
 from pipeline.records import InputError
 from pipeline.redaction import redacted
@@ -170,7 +168,8 @@ def _train_on_ray(config: TrainConfig, say: _Console, received: list[int], check
         ) from None
 
     least, most = config.workers_range
-    with _session(), tempfile.TemporaryDirectory() as scratch:
+    # What workers print stays with them.
+    with ray_cluster(log_to_driver=False), tempfile.TemporaryDirectory() as scratch:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         on_gpus = config.gpus_per_worker > 0 and any(node.get("GPU") for node in nodes)
         if on_gpus:
@@ -272,24 +271,6 @@ def _place_of_notes(output: str, scratch: str, machines: int) -> dict[str, Any]:
 
 def _last_line(error: object) -> str:
     return redacted(([line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__])[-1])
-
-
-@contextmanager
-def _session() -> Iterator[None]:
-    """Join the Ray cluster this process belongs to, or start one and stop it again; workers keep their output."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    settings: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if not os.environ.get("RAY_ADDRESS"):
-        settings |= {"address": "local", "include_dashboard": False}
-    ray.init(**settings)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -127,23 +127,31 @@ def alive_nodes() -> list[dict[str, Any]]:
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
-    """Join the Ray cluster this process belongs to, or start one and stop it again."""
+def ray_cluster(**settings: Any) -> Iterator[None]:
+    """Join the Ray cluster this process belongs to, or start one and stop it again; `settings` go to ray.init."""
     import ray
 
     if ray.is_initialized():
         yield
         return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.ERROR)
-    else:
-        ray.init(address="local", include_dashboard=False, logging_level=logging.ERROR)
+    if not os.environ.get("RAY_ADDRESS"):
+        settings |= {"address": "local", "include_dashboard": False}
+    ray.init(logging_level=logging.ERROR, **settings)
     try:
-        # Ray has put its own handler in the place of ours.
-        with stopped_by_signals():
-            yield
+        yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """As `ray_cluster`, while signals go on stopping this process (`stopped_by_signals`)."""
+    import ray
+
+    joined = ray.is_initialized()
+    # A starting Ray puts its own handler in the place of ours.
+    with ray_cluster(), nullcontext() if joined else stopped_by_signals():
+        yield
 
 
 @contextmanager

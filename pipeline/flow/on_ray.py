@@ -92,7 +92,7 @@ def run_ray(plan: Plan, wish: Placement) -> Iterator[list[Receipt]]:
             close_idle()
             size = len(blocks.frames[0])
             up = any(node.get(kind) for node in nodes)
-            context.execution_no_progress_timeout_s = patience_s(up, size, plan.stages.limits.seconds)
+            context.execution_no_progress_timeout_s = standstill_s(up, size, plan.stages.limits.seconds)
             plan.place.update(placement=mode, machines=len(nodes), pool=asdict(pool), frames_per_block=size)
             rows = (_fused if mode == "fused" else _spread)(plan, blocks, wish, pool, context)
             for batch in rows.iter_batches(batch_size=None, prefetch_batches=0):
@@ -101,8 +101,8 @@ def run_ray(plan: Plan, wish: Placement) -> Iterator[list[Receipt]]:
             plan.place["ray_data_stats"] = rows.stats()
 
 
-def patience_s(up: bool, frames: int, seconds: float) -> int:
-    """How long nothing may happen until a run is given up, with machines `up`, for blocks of so many frames.
+def standstill_s(up: bool, frames: int, seconds: float) -> int:
+    """Seconds without any progress after which Ray Data gives a run up.
 
     The first machines of an autoscaler take their time: they may have to install everything. A block that takes longer
     than `seconds` is given up by its task, then by a child, then each of its frames alone, and all of them may hang.

@@ -349,7 +349,7 @@ def test_a_frame_at_fault_leaves_the_others_of_its_block_as_they_are_and_in_orde
 )
 def test_a_run_is_given_up_no_sooner_than_every_frame_of_a_block_may_have_hung(up, frames, seconds, expected):
     # By its task, by a child together with the others, then all of them alone.
-    assert on_ray.patience_s(up, frames, seconds) == expected > (2 + frames) * seconds
+    assert on_ray.standstill_s(up, frames, seconds) == expected > (2 + frames) * seconds
 
 
 def test_a_process_that_has_reserved_no_gpu_sees_none(monkeypatch):

@@ -32,7 +32,6 @@ from pipeline.metrics.oracle import DISTANCES_PX, oracle
 from pipeline.metrics.overlap import areas, iou_matrix
 from pipeline.progress import Progress
 from pipeline.records import Frame, FrameRef, InputError, Instance, fault
-from pipeline.work import Receipt
 
 COARSE, REFINED = "coarse", "refined"
 
@@ -211,7 +210,7 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Outc
     blocks = [items[i : i + size] for i in range(0, len(items), size)]
     for tally in map_blocks(blocks, partial(_measure_block, meter=meter), local=config.local):
         total = Tally.merge([total, tally], config.gallery)
-        progress.update(_receipts(tally))
+        progress.count(tally.frames, len(tally.aside))
     return Outcome(total, listing, kind, tuple(dumps), unpaired, readers, time.monotonic() - started)
 
 
@@ -260,11 +259,6 @@ def _items(listed: Mapping[str, Sequence[FrameRef]], listing: Listing | None) ->
         for key, ref in keys.items()
     ]
     return items, unpaired
-
-
-def _receipts(tally: Tally) -> list[Receipt]:
-    measured = [Receipt("", "", "", 0, 0, 0, {}, 0.0)] * tally.frames
-    return measured + [Receipt(key, error, "", 0, 0, 0, {}, 0.0) for key, error in tally.aside.items()]
 
 
 def _measure_block(items: Sequence[Item], meter: Meter) -> Tally:

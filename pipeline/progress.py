@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.guard import REASONS
 from pipeline.redaction import redacted
@@ -78,6 +78,14 @@ class Summary:
         return ", ".join(parts)
 
 
+class _FirstBlock(NamedTuple):
+    """What had come when the first block left the network, Unix time `at`; rates are taken from there."""
+
+    at: float
+    frames: int
+    patches: int
+
+
 class Progress:
     """Counts receipts and prints `refine 152/552  12.0 frames/s  set aside 1  eta 33s`, `refine` being the verb."""
 
@@ -96,14 +104,12 @@ class Progress:
         self.seconds: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
         self.arithmetic: set[str] = set()
-        self.first: tuple[float, int, int] | None = None
-        """When the first block left the network, and its frames and patches; rates are taken from there."""
+        self.first: _FirstBlock | None = None
         self.last = self.logged = self.started = time.time()
         self.live = event is None and sys.stderr.isatty()
 
     def update(self, receipts: Sequence[Receipt]) -> None:
         """Count the frames of one block; now and then say how far the run is."""
-        self.last = time.time()
         for receipt in receipts:
             self.frames += not receipt.error
             self.quarantined += bool(receipt.error)
@@ -116,7 +122,17 @@ class Progress:
             if receipt.arithmetic:
                 self.arithmetic.add(receipt.arithmetic)
         if self.first is None and receipts[0].refined_at:
-            self.first = receipts[0].refined_at, self.frames + self.quarantined, self.patches
+            self.first = _FirstBlock(receipts[0].refined_at, self.frames + self.quarantined, self.patches)
+        self._tell()
+
+    def count(self, frames: int, aside: int) -> None:
+        """As `update`, for frames of which there are no receipts: those done, and those set aside."""
+        self.frames += frames
+        self.quarantined += aside
+        self._tell()
+
+    def _tell(self) -> None:
+        self.last = time.time()
         finished = self.frames + self.quarantined == self.total
         if self.last - self.logged > (0.2 if self.live else LOG_SECONDS) or finished:
             self.logged = self.last
@@ -124,7 +140,8 @@ class Progress:
 
     def _say(self, finished: bool) -> None:
         count = self.frames + self.quarantined
-        rate = self._since_first(count, 1) or count / max(self.last - self.started, 1e-3)
+        since_first = self.first and self._rate(self.first.at, count - self.first.frames)
+        rate = since_first or count / max(self.last - self.started, 1e-3)
         eta_s = (self.total - count) / rate
         if self.event is not None:
             numbers: dict[str, Any] = {"frames": count, "of": self.total, "set_aside": self.quarantined}
@@ -155,10 +172,8 @@ class Progress:
     @property
     def patches_per_s(self) -> float | None:
         """As in `Summary`."""
-        return self._since_first(self.patches, 2)
+        return self._rate(self.first.at, self.patches - self.first.patches) if self.first else None
 
-    def _since_first(self, count: int, which: int) -> float | None:
-        """Rate of `count` from the first block on, which had brought `first[which]`; None within that block."""
-        if self.first is None or count == self.first[which]:
-            return None
-        return (count - self.first[which]) / max(self.last - self.first[0], 1e-3)
+    def _rate(self, since: float, count: int) -> float | None:
+        """What came per second since a Unix time; None where nothing did."""
+        return count / max(self.last - since, 1e-3) if count else None

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.evaluation import COARSE, REFINED, SHIFT_EDGES, Outcome, oracle_name
+from pipeline.evaluation import COARSE, REFINED, SHIFT_EDGES, WORSE_BY, Outcome, oracle_name
 from pipeline.ground_truth import CITYSCAPES_CLASSES
 from pipeline.metrics.average_precision import AveragePrecision, average_precision
 from pipeline.metrics.cityscapes_ap import EVALUATED, CityscapesAP, cityscapes_ap
@@ -181,7 +181,8 @@ def text(found: Results) -> str:
         for label, numbers in found.changes.items():
             lines.append(f"{label:<22}" + "".join(_change(name, value) for name, value in numbers.items()))
     if sum(found.shifts):
-        lines += ["", f"IoU of instances    {found.better:.1%} better, {found.worse:.1%} worse (by more than 0.005)"]
+        shares = f"{found.better:.1%} better, {found.worse:.1%} worse"
+        lines += ["", f"IoU of instances    {shares} (by more than {WORSE_BY})"]
     lines += [f"note         {note}" for note in found.notes]
     lines += [f"set aside    {key}: {error}" for key, error in list(found.aside.items())[:5]]
     return "\n".join(lines)

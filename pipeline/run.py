@@ -219,10 +219,10 @@ def _blocks_of_receipts(
             config.device,
         ),
         sound,
-        config.frames_per_block,
-        config.device,
-        True,
-        place,
+        frames_per_block=config.frames_per_block,
+        device=config.device,
+        ledger=True,
+        place=place,
     )
     if config.local:
         place["placement"] = "local"
@@ -250,12 +250,12 @@ def absolute(config: RefineConfig) -> RefineConfig:
 def placement_of(config: RefineConfig) -> flow.Placement:
     """Where the run wants its stages."""
     return flow.Placement(
-        config.placement,
-        config.workers,
-        config.gpus_per_worker,
-        config.device,
-        config.refine_label,
-        config.extract_label,
+        mode=config.placement,
+        workers=config.workers,
+        gpus_per_worker=config.gpus_per_worker,
+        device=config.device,
+        refine_label=config.refine_label,
+        extract_label=config.extract_label,
     )
 
 

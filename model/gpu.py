@@ -18,7 +18,7 @@ from model.parts import Parts
 from model.preprocess import network_input
 
 FP16_ROOM = 64
-"""Times what a network's numbers reach on the hardest patches that fp16 must have room for."""
+"""fp16 is taken where it has room for numbers so many times as large as the network's on the hardest patches."""
 
 BATCHES_UNDER_WAY = 2
 """One that is computed, and one that is copied meanwhile; a third is being filled."""
@@ -286,7 +286,7 @@ class DeviceQueue:
 
 
 def _known(begun: deque[_Block]) -> Iterator[np.ndarray]:
-    """The probabilities of the first blocks, as far as all of theirs are known."""
+    """Take blocks off the front, as long as they are complete, and yield their probabilities."""
     while begun and begun[0].complete:
         yield begun.popleft().probabilities
 

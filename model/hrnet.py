@@ -19,8 +19,8 @@ BN_EPS = 1e-5
 class NetworkConfig:
     """One published variant of the refinement network.
 
-    `input_px` is the side S a patch is resized to; `stages` holds, for stages 2 to 4, the number of modules, the basic
-    blocks of each branch, and the channels of the branches.
+    `input_px` is the side S that a patch is resized to, `bottlenecks` the number of blocks in stage 1; `stages` holds,
+    for stages 2 to 4, the number of modules, of basic blocks in each branch, and the channels of the branches.
     """
 
     name: str

@@ -41,7 +41,7 @@ MAX_BATCH = 65_536
 """Most patches of a batch; more would not fit the memory of any GPU."""
 
 MAX_BLOCK_FRAMES = 512
-"""Most frames of a block; that many times the longest limit for a frame is as long as an operating system waits."""
+"""Most frames of a block: it may take so many times `limits.seconds`, and operating systems do not wait much longer."""
 
 
 @dataclass(frozen=True, kw_only=True)

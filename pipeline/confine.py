@@ -18,7 +18,7 @@ def inside(root: str, relative: str, largest: int | None = None) -> str:
     """The URL of a file below the folder `root` that may be read.
 
     InputError where the path leads out of the folder, by itself or through links, or to no plain file, or to one of
-    more than `largest` bytes. The folder itself may be a link; and a file that is missing is for the reader to name.
+    more than `largest` bytes. The folder itself may be a link. A missing file is no error here; reading it will be one.
     """
     url = storage.join(root, relative)
     if not storage.is_local(url):

@@ -17,7 +17,7 @@ LISTED_FROM = 1000
 
 
 def digest(*values: str | bytes) -> str:
-    """16 characters that tell these values from any others: two frames are compared, not millions with each other."""
+    """16 characters that differ where the values do: enough where only two versions of one frame are ever compared."""
     made = hashlib.blake2b(digest_size=8)
     for value in values:
         data = value.encode(errors="surrogatepass") if isinstance(value, str) else value

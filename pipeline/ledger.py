@@ -199,9 +199,9 @@ class Ledger:
 
     @contextmanager
     def flushed(self) -> Iterator[None]:
-        """Within it what was recorded is on storage FLUSH_SECONDS later, however long the next receipts take.
+        """A context in which a thread flushes as well, so that no receipt waits long for the next ones to come.
 
-        Whatever the store raises is met again by the next `record` or `flush` of the run itself.
+        What the store raises there is passed over: the next `record` or `flush` of the run itself meets it again.
         """
         left = threading.Event()
 

@@ -13,8 +13,10 @@ LEAST_MEMORY_GB = 0.1
 """A process that reads and writes frames needs about that much for itself."""
 
 MOST_MEMORY_GB = 1e6
+"""No machine has more."""
+
 MOST_SECONDS = 3600.0
-"""No machine has more memory, and no operating system waits for much longer than a block of such frames."""
+"""A block of many frames may take as many times longer, and operating systems do not wait for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ class Instance:
     origin: tuple[int, int] = (0, 0)
     """(x, y) of the mask's top left pixel in the frame."""
     status: str = "kept"
-    """`refined`; `kept` where no pixel was left to the network; `rejected` where its mask was not believed."""
+    """`refined`; `kept` where the network was not asked; `rejected` where its mask was not believed."""
     reason: str = ""
     """Why an instance was kept or rejected, or pieces of its change taken back: one of `guard.REASONS`, or empty."""
     changed_pixels: int = 0

@@ -165,6 +165,7 @@ class _EventFiles:
     """TensorBoard's files: in place on a local disk, else uploaded now and then."""
 
     EVERY = 10
+    """Steps from one loss in the files to the next."""
 
     def __init__(self, url: str, step: int) -> None:
         try:

@@ -36,7 +36,7 @@ class Scenery:
     patches: int
     """About how many a frame has."""
     nms_threshold: float = 0.25
-    """As the reference infers on COCO; gives about the 140 patches a frame that it reports for Cityscapes at it."""
+    """The reference's on COCO. It reports about 140 patches for a frame of Cityscapes at it; these frames come near."""
 
 
 CITYSCAPES = Scenery("cityscapes", 2048, 1024, 20, (90, 20, 600), "cityscapes", ".png", 118)

@@ -14,7 +14,7 @@ PATCHES_ON_CPU, PATCHES_ON_GPU, PATCHES_SENT_TO_GPU = 1024, 4096, 8192
 that blocks are sent to, which fills no batch across them."""
 
 MOST_FRAMES = 512
-"""Of a block, however few patches they have: when its process dies, all of it is done again."""
+"""Frames of a block, however few patches they have: when its process dies, all of it is done again."""
 
 UNKNOWN = 128.0
 """Patches of a frame that has not been looked at, about a Cityscapes frame's."""
@@ -23,7 +23,7 @@ BLOCKS_PER_PROCESS, BLOCKS_PER_CPU = 4, 2
 """Blocks that a dump is cut into at least, so that all processes end at about the same time."""
 
 SAMPLE_FRAMES, SAMPLE_SECONDS = 8, 20.0
-"""Frames that are looked at to learn how many patches they have, and how long that may take."""
+"""Frames that are cut to learn how many patches a frame has, and how long that may take."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,10 @@ class Blocks:
 
 
 def patches_per_frame(plan: Plan) -> float:
-    """The mean of some frames spread over the run's; UNKNOWN for a run of few frames, or one that says their number.
+    """Mean number of patches of some frames, taken evenly from the run's.
 
-    They are read in a child process: one that is broken is left for its turn, when it is set aside by name.
+    UNKNOWN for a run of few frames, and where `frames_per_block` is given. Frames are read in a child process; one that
+    is broken does not count, and is set aside by name when its turn comes.
     """
     refs = plan.refs
     if plan.frames_per_block is not None or len(refs) < SAMPLE_FRAMES * SAMPLE_FRAMES:
@@ -63,7 +64,7 @@ def _count_patches(stages: Stages, ref: FrameRef) -> int | None:
 
 
 def patches_per_block(gpus: bool, sent: bool = False) -> int:
-    """What suits a network on GPUs or not; `sent` to it, or read beside it."""
+    """Patches of a block for a network on CPUs, or on GPUs, where blocks are `sent` to it or are read beside it."""
     if not gpus:
         return PATCHES_ON_CPU
     return PATCHES_SENT_TO_GPU if sent else PATCHES_ON_GPU
@@ -72,7 +73,10 @@ def patches_per_block(gpus: bool, sent: bool = False) -> int:
 def in_blocks(
     plan: Plan, per_frame: float, *, patches: int = PATCHES_ON_CPU, processes: int = 1, cpus: float = 1
 ) -> Blocks:
-    """The run's frames in blocks of about so many patches, for a number of network processes, and CPUs beside them."""
+    """The run's frames in blocks of about `patches` patches, a frame having `per_frame`.
+
+    Blocks are smaller where there would else be too few of them for the network's `processes` and for all `cpus`.
+    """
     size = plan.frames_per_block
     if size is None:
         wanted = round(patches / max(1.0, per_frame))

@@ -51,15 +51,16 @@ if TYPE_CHECKING:
     from model import Refiner
 
 _BACKLOG_BLOCKS, _BLOCKS_AT_WORK = 12, 2
-"""Blocks of mean size that may be in memory for each network process, so that it never waits for one, and for each CPU,
-so that all can read: Ray Data leaves about two thirds of them to that, and counts a block while it is still read."""
+"""Blocks of mean size for which there is memory: so many for each network process, so that none waits for a block, and
+so many for each CPU, so that all can read. Reading gets about two thirds of the sum from Ray Data, which counts a block
+as soon as it is being read."""
 
 _IN_HAND = 3
 """Blocks that an actor may have in hand: its network refines one while the last is given away and the next taken in."""
 
 _FUSED_BLOCKS_ON_CPU, _FUSED_BLOCKS_ON_GPU = 16, 64
-"""Blocks that a fused actor is given at once for each helper: at its begin the network waits for the first, and if the
-actor dies all are done again. About a minute of a GPU that is kept busy by as many helpers as it takes."""
+"""Blocks that a fused actor is given in one call, for each of its helpers. Few calls, as the network waits at the begin
+of each for the first block; but if the actor dies, all blocks of the call are done again. About a minute of a GPU."""
 
 _FUSED_TURNS = 4
 """Times that each of several fused actors is given blocks at least, so that all end at about the same time."""
@@ -104,8 +105,9 @@ def run_ray(plan: Plan, wish: Placement) -> Iterator[list[Receipt]]:
 def standstill_s(up: bool, frames: int, seconds: float) -> int:
     """Seconds without any progress after which Ray Data gives a run up.
 
-    The first machines of an autoscaler take their time: they may have to install everything. A block that takes longer
-    than `seconds` is given up by its task, then by a child, then each of its frames alone, and all of them may hang.
+    `up` says whether machines for the network are there yet: the first ones of an autoscaler may have to install
+    everything. Blocks have so many `frames`, of which each may take `seconds`: a block that takes longer is given up by
+    its task, then by a child process, then each of its frames alone, and all of them may hang.
     """
     return int(max(600 if up else 1800, (frames + 3) * seconds))
 
@@ -166,7 +168,7 @@ def blocks_at_once(blocks: int, pool: Pool) -> int:
 
 
 def map_blocks(blocks: list[list[Any]], work: Callable[[list[Any]], Any], *, local: bool) -> Iterator[Any]:
-    """`work` of every block of picklable items, as they finish: in this process, or as tasks of the Ray cluster."""
+    """What `work` returns for every block of picklable items, as they finish: here, or as tasks of the Ray cluster."""
     if local:
         yield from map(work, blocks)
         return

@@ -97,7 +97,10 @@ def network_pool(nodes: Sequence[Mapping[str, float]], wish: Placement) -> Pool:
 
 
 def room(there: float, share: float) -> int:
-    """Processes with so many GPUs or CPUs, or a share of one, for which a machine has room; none gets two parts."""
+    """How many processes that take `share` GPUs (or CPUs) each fit a machine with `there` of them.
+
+    Where the share is less than one, no process gets parts of two GPUs.
+    """
     return int(there // share) if share >= 1 else int(there) * int(1 / share + 1e-6)
 
 

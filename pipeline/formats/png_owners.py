@@ -20,11 +20,10 @@ def owners_of(name: str, stems: Container[str]) -> int:
 
 
 def shared(root: str, stems: Mapping[str, str], largest: int) -> dict[str, str]:
-    """What is wrong with each list below the folder `root` that has the same PNG as another one, or one named after it.
+    """What is wrong, by path, with lists that name a PNG which another list names too, or is named after another image.
 
-    `stems` is the image's name by the path of its list.
-
-    Lists of more than `largest` bytes, and those that cannot be read, are left to their frames' reading.
+    `stems` has the path below the folder `root` of every list, and the name of the image that it is about. Lists that
+    cannot be read, or of more than `largest` bytes, are passed over: reading their frames will say so.
     """
 
     def pngs(path: str) -> set[str]:

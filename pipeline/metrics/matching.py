@@ -18,6 +18,7 @@ SIZES = {"all": (0, 1e5**2), "small": (0, 32**2), "medium": (32**2, 96**2), "lar
 """COCO's object sizes: the smallest and largest area in pixels, both included."""
 
 RANKS_PER_FRAME = 1 << 20
+"""More than a frame has predictions: what `Matches.order` counts for each frame."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,8 @@ def ious_for_matching(
 ) -> np.ndarray:
     """(predictions, truths) float64: the IoU that decides about a match.
 
-    With a boundary ratio the smaller of mask IoU and Boundary IoU. That is looked at only where the mask IoU could be
-    a match and the truth is no crowd; elsewhere the mask IoU stands.
+    With a boundary ratio it is the smaller of mask IoU and Boundary IoU, but for pairs that the mask IoU alone keeps
+    from matching, and crowds: these have their mask IoU.
     """
     crowd = np.array([one.crowd for one in truths], bool)
     ious = iou_matrix(predictions, truths, crowd)

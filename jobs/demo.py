@@ -56,7 +56,7 @@ def main() -> int:
         write_report(f"{root}/report.html", demo_dump.report_frames(root), TITLE, facts)
         if config.picture:
             write_picture(config.picture, itertools.islice(demo_dump.report_frames(root), 3))
-    except (InputError, CheckpointError) as error:
+    except (InputError, CheckpointError, OSError) as error:
         print(redacted(f"error: {error}"), file=sys.stderr)
         return 1
     print(f"report       {root}/report.html")

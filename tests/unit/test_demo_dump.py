@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("skimage", reason="the demo's photographs come with scikit-image")
 
+from jobs import demo
 from pipeline import demo_dump
 from pipeline.demo_dump import PHOTOGRAPHS, Photograph
 from pipeline.formats.cityscapes import LABEL_IDS, CityscapesReader
@@ -124,3 +125,15 @@ def test_a_frame_that_was_set_aside_is_left_out_of_the_report(dump: Path, tmp_pa
     for path in (dump / "coarse").glob("rocket*"):
         (tmp_path / "refined" / path.name).write_bytes(path.read_bytes())
     assert [frame.name for frame in demo_dump.report_frames(str(tmp_path))] == ["rocket"]
+
+
+def test_an_output_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--local", "--output", f"{tmp_path}/file"])
+    assert demo.main() == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert f"{tmp_path}/file" in error

@@ -45,6 +45,11 @@ caption{padding-bottom:.35rem;text-align:left}
 th,td{padding:.3rem 0 .3rem 1rem;border-top:1px solid var(--edge);text-align:right;font-weight:400;vertical-align:top}
 th{color:var(--soft)}th:first-child,td:first-child{padding-left:0;text-align:left;overflow-wrap:anywhere}
 small{display:block}
+path{vector-effect:non-scaling-stroke}
+figure{margin:0}
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:.5rem}
+.pair div{position:relative}
+.pair i{width:1.1rem;height:.25rem;margin-right:.45rem}
 .top{position:sticky;top:0;z-index:5;background:var(--card);border-bottom:1px solid var(--edge)}
 .top>div{display:flex;gap:1.5rem;align-items:center;min-height:3rem}
 .top nav{display:flex;gap:1.25rem;min-width:0;overflow-x:auto;scrollbar-width:none;white-space:nowrap;font-size:.9rem}
@@ -70,19 +75,14 @@ svg{display:block;width:100%;height:auto;border-radius:.35rem;overflow:hidden;fi
 .frame>svg{--line:1.4px;--cased:2.6px;flex:100 1 0;font-size:32rem}
 .casing{stroke:var(--casing);stroke-width:var(--cased);stroke-opacity:.75}
 .line{stroke-width:var(--line)}.line.coarse{stroke:var(--coarse)}.line.refined{stroke:var(--refined)}
-path{vector-effect:non-scaling-stroke}
 section:has([value=coarse]:checked) .frame use.refined:not(.line),
 section:has([value=refined]:checked) .frame use.coarse:not(.line),
 section:has([value=none]:checked) .frame :is(use.coarse,use.refined):not(.line){display:none}
 .shown{display:flex;flex-wrap:wrap;gap:.25rem .9rem;margin:0 0 1rem}
 .crops{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,30rem),1fr));gap:1.5rem;margin-top:1.5rem}
-figure{margin:0}
-.pair{display:grid;grid-template-columns:1fr 1fr;gap:.5rem}
-.pair div{position:relative}
 .pair svg{--line:2px;--cased:4px;image-rendering:pixelated}
 .pair span{position:absolute;left:.5rem;bottom:.5rem;padding:.1rem .6rem;border-radius:1rem;color:#fff;font-size:.8rem;
 background:rgba(10,14,24,.78)}
-.pair i{width:1.1rem;height:.25rem;margin-right:.45rem}
 figcaption{margin-top:.4rem}figcaption b{color:var(--ink)}
 @media(max-width:56rem){.frame{flex-direction:column}.frame>svg,aside{flex:none;width:100%}}
 @media print{aside fieldset{display:none}}
@@ -150,21 +150,16 @@ scroll-snap-align:start;scroll-snap-stop:always;scroll-margin-top:9rem}
 .stage svg{position:absolute;inset:0;width:100%;height:100%}
 .small image{image-rendering:pixelated}
 .card svg{display:block;overflow:hidden;border-radius:.35rem;stroke-linejoin:round}
-path{vector-effect:non-scaling-stroke}
 .card :is(svg,g){fill:none}
 .casing{stroke:var(--casing);stroke-width:3.4px;stroke-opacity:.75}
 .line{stroke-width:1.7px}.truth .line{stroke-dasharray:6 4}
 .coarse>.line{stroke:var(--coarse)}.refined>.line{stroke:var(--refined)}.truth>.line{stroke:var(--truth)}
 .close-ups{display:grid;gap:1rem;align-content:start}
 .close-ups p{margin:0;color:var(--soft);font-size:.875rem}
-figure{margin:0}
-.pair{display:grid;grid-template-columns:1fr 1fr;gap:.5rem}
-.pair div{position:relative}
 .pair svg{width:100%;height:auto;image-rendering:pixelated}
 .pair .casing{stroke-width:4.6px}.pair .line{stroke-width:2.4px}
 .pair span{position:absolute;left:.5rem;bottom:.5rem;padding:0 .6rem;border-radius:1rem;color:#fff;font-size:.8rem;
 background:rgba(10,14,24,.78)}
-.pair i{width:1.1rem;height:.25rem;margin-right:.45rem}
 figcaption{margin-top:.25rem}
 .gallery:has(.see-coarse:not(:checked)) .contour.coarse,.gallery:has(.see-refined:not(:checked)) .contour.refined,
 .gallery:has(.see-truth:not(:checked)) .contour.truth{display:none}

@@ -12,6 +12,7 @@ from model.backend import Precision
 from model.hrnet import multiply_adds
 from pipeline.grading import WORSE_BY, Sample, scores
 from pipeline.guard import GuardConfig, passed_over
+from pipeline.metrics.overlap import Box, cut
 from pipeline.patches import crop
 from pipeline.proposals import PATCH_PX, TieOrder, boundary_strength, longest_stride, propose, row_major
 from pipeline.records import Frame, Instance, cut_to_box
@@ -254,10 +255,7 @@ def attempt(
         assemble(work, answers, guard)
         if work.error:
             raise RuntimeError(work.error)
-    refined = np.zeros((height, width), bool)
-    (x, y), (h, w) = instance.origin, instance.mask.shape
-    refined[y : y + h, x : x + w] = instance.mask
-    return refined, patches, cost, uncovered
+    return cut(instance, Box(0, 0, width, height)), patches, cost, uncovered
 
 
 def _uncovered(coarse: np.ndarray, boxes: np.ndarray) -> int:

@@ -18,7 +18,8 @@ from pipeline.config import MAX_BLOCK_FRAMES, Format, check_patch_size
 from pipeline.formats import Reader
 from pipeline.ground_truth import GroundTruth, TrueFrame, TrueInstance, TruthRef
 from pipeline.images import decode_image
-from pipeline.metrics.overlap import Located, Region, intersection
+from pipeline.metrics import overlap
+from pipeline.metrics.overlap import Box, Located, Region, intersection
 from pipeline.patches import crop
 from pipeline.proposals import PATCH_PX, propose
 from pipeline.records import FrameRef, InputError, Instance, cut_to_box
@@ -240,10 +241,7 @@ def check_size(file_name: str, image: np.ndarray, frame: TrueFrame) -> None:
 
 def whole_mask(true: TrueInstance, shape: tuple[int, ...]) -> np.ndarray:
     """The mask (H, W) uint8 0/1 of an object in an image of this shape."""
-    mask = np.zeros(shape[:2], np.uint8)
-    (x, y), (h, w) = true.origin, true.mask.shape
-    mask[y : y + h, x : x + w] = true.mask
-    return mask
+    return overlap.cut(true, Box(0, 0, shape[1], shape[0])).view(np.uint8)
 
 
 def _cut_object(

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from pipeline import storage
+from pipeline.metrics.overlap import Box, cut
 from pipeline.records import Instance
 from pipeline.report.contours import CASING_RGB, COARSE_RGB, REFINED_RGB, choose_windows, contour_lines, relative_path
 from pipeline.report.shell import CLOSING, opening
@@ -50,11 +51,8 @@ class ReportFrame:
 
 def changed_pixels(instance: ReportInstance, size: tuple[int, int]) -> np.ndarray:
     """Where the refined mask differs from the coarse one, as (H, W) bool for `size` = (height, width)."""
-    changed = np.zeros(size, bool)
-    for side in (instance.coarse, instance.refined):
-        (x, y), (height, width) = side.origin, side.mask.shape
-        changed[y : y + height, x : x + width] ^= side.mask
-    return changed
+    whole = Box(0, 0, size[1], size[0])
+    return cut(instance.coarse, whole) != cut(instance.refined, whole)
 
 
 def _any(changes: Iterable[np.ndarray], size: tuple[int, int]) -> np.ndarray:
@@ -197,8 +195,8 @@ def write_picture(url: str, frames: Iterable[ReportFrame], pairs: int = 2) -> No
 def _close_up(frame: ReportFrame, side: str, window: tuple[int, int, int, int]) -> np.ndarray:
     """The window x1, y1, x2, y2 of a frame with the contours of one side, PICTURE_SCALE times as large, uint8 RGB."""
     x1, y1, x2, y2 = window
-    cut = np.ascontiguousarray(frame.image[y1:y2, x1:x2])
-    large = np.repeat(np.repeat(cut, PICTURE_SCALE, axis=0), PICTURE_SCALE, axis=1)
+    part = np.ascontiguousarray(frame.image[y1:y2, x1:x2])
+    large = np.repeat(np.repeat(part, PICTURE_SCALE, axis=0), PICTURE_SCALE, axis=1)
     sides: list[Instance] = [getattr(one, side) for one in frame.instances]
     lines = [line for one in sides for line in contour_lines(one, frame.image.shape[:2])]
     lines = [((line - (x1, y1)) * PICTURE_SCALE).astype(np.int32) for line in lines]

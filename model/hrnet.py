@@ -248,8 +248,8 @@ def fold(network: RefinementNetwork) -> RefinementNetwork:
     return network.requires_grad_(False)
 
 
-def pad_channels(network: RefinementNetwork, multiple: int = 8) -> RefinementNetwork:
-    """Widen a folded network in place by channels that stay zero, to multiples of `multiple`: the same function.
+def pad_channels(network: RefinementNetwork) -> RefinementNetwork:
+    """Widen a folded network in place by channels that stay zero, to multiples of eight: the same function.
 
     The matrix units of GPUs take 16-bit channels eight at a time; HRNet-18s has 18, 36 and 270. The four input channels
     and the one logit stay as they are.
@@ -257,8 +257,8 @@ def pad_channels(network: RefinementNetwork, multiple: int = 8) -> RefinementNet
     outermost = network.backbone.conv1, network.decode_head.difference
     for conv in network.modules():
         if isinstance(conv, nn.Conv2d):
-            more_out = 0 if conv is outermost[1] else -conv.out_channels % multiple
-            more_in = 0 if conv is outermost[0] else -conv.in_channels % multiple
+            more_out = 0 if conv is outermost[1] else -conv.out_channels % 8
+            more_in = 0 if conv is outermost[0] else -conv.in_channels % 8
             conv.weight = nn.Parameter(F.pad(conv.weight, (0, 0, 0, 0, 0, more_in, 0, more_out)), requires_grad=False)
             if conv.bias is not None:
                 conv.bias = nn.Parameter(F.pad(conv.bias, (0, more_out)), requires_grad=False)

@@ -25,6 +25,10 @@ Way = Literal["local", "fused", "spread"]
 """Where the stages of a job run: without Ray, or as Ray places them."""
 
 
+BARE_SECONDS = 3.0
+"""About how long the bare network is measured before a job, and again after it."""
+
+
 @dataclass(frozen=True)
 class EndToEnd:
     """One run of the job."""
@@ -64,29 +68,20 @@ def best_network(
     return usual, max(usual, larger, key=lambda refiner: found[refiner.batch_size]), found
 
 
-def run_job(
-    dump: MadeDump,
-    way: Way,
-    flags: Sequence[str],
-    bare: Refiner,
-    patches: np.ndarray,
-    *,
-    output: str = "refined",
-    seconds: float = 3.0,
-) -> EndToEnd:
-    """Refine the dump anew in a process of its own, with the bare network on `patches` for `seconds` before and after.
+def run_job(dump: MadeDump, way: Way, flags: Sequence[str], bare: Refiner, patches: np.ndarray) -> EndToEnd:
+    """Refine the dump anew in a process of its own, with the bare network on `patches` (N, P, P, 4) before and after.
 
     RuntimeError where the job fails, or was too short for a rate.
     """
-    config = dump.config(f"{output}_{way}")
+    config = dump.config(f"refined_{way}")
     command = [sys.executable, "-m", "jobs.refine", "--restart", "--strict"]
     for name in ("predictions", "images", "output", "nms_threshold", "image_pattern"):
         if (value := getattr(config, name)) is not None:
             command += [f"--{name.replace('_', '-')}", str(value)]
     command += ["--local"] if way == "local" else ["--placement", way]
-    before, cores_before = _bare(bare, patches, seconds)
+    before, cores_before = _bare(bare, patches)
     text, peak = _run([*command, *flags])
-    after, cores_after = _bare(bare, patches, seconds)
+    after, cores_after = _bare(bare, patches)
     count = re.search(r"^patches +(\d+) \(([\d.]+)/s", text, re.MULTILINE)
     wall = re.search(r"wall ([\d.]+)", text)
     if count is None or wall is None:
@@ -103,10 +98,10 @@ def run_job(
     )
 
 
-def _bare(refiner: Refiner, patches: np.ndarray, seconds: float) -> tuple[float, float]:
+def _bare(refiner: Refiner, patches: np.ndarray) -> tuple[float, float]:
     """Patches per second of the network alone, and the share of its threads that had a core."""
     wall, cpu = time.perf_counter(), time.process_time()
-    per_s = rate(refiner, patches, seconds)
+    per_s = rate(refiner, patches, BARE_SECONDS)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return per_s, cpu / (wall * torch.get_num_threads()) if refiner.device.type == "cpu" else 1.0
 

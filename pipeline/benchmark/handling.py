@@ -144,10 +144,10 @@ def measure_handling(dump: MadeDump, frames: int) -> Handling:
     return Handling(float(np.mean([len(part) for part in crops])), bandwidth, stages, crops)
 
 
-def network_stage(crops: Sequence[np.ndarray], refiner: Refiner, bare: Refiner, repetitions: int = 2) -> Stage:
+def network_stage(crops: Sequence[np.ndarray], refiner: Refiner, bare: Refiner) -> Stage:
     """The network as a job runs it, on the patches of some frames in blocks, beside `bare` batches of the same patches.
 
-    Measured in turns; `bare` is the refiner with the best batch there is.
+    Measured in turns, twice each; `bare` is the refiner with the best batch there is.
     """
     stage_ms, floor_ms = [], []
     everything = np.concatenate(crops)
@@ -158,7 +158,7 @@ def network_stage(crops: Sequence[np.ndarray], refiner: Refiner, bare: Refiner, 
             pass
 
     bare.probabilities(everything[: bare.batch_size])
-    for _ in range(repetitions):
+    for _ in range(2):
         floor_ms.append(_cpu_ms(bare.probabilities, everything)[0] / len(crops))
         stage_ms.append(_cpu_ms(in_blocks)[0] / len(crops))
     # Four channels of a byte in, one of two bytes out.

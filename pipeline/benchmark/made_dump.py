@@ -75,9 +75,9 @@ class MadeDump:
         )
 
 
-def make_dump(root: Path, scenery: Scenery, frames: int, seed: int = 0) -> MadeDump:
-    """Draw a dump below `root`, replacing what an earlier call has made there."""
-    rng = np.random.default_rng(seed)
+def make_dump(root: Path, scenery: Scenery, frames: int) -> MadeDump:
+    """Draw a dump below `root`, the same each time, replacing what an earlier call has made there."""
+    rng = np.random.default_rng(0)
     dump = MadeDump(root, scenery, frames)
     for folder in (dump.images, root / "coarse"):
         shutil.rmtree(folder, ignore_errors=True)

@@ -49,7 +49,7 @@ def test_widening_to_multiples_of_eight_channels_does_not_change_the_function():
     x = torch.randn(2, 4, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = network(x)
-        widened = pad_channels(network, 8)(x)
+        widened = pad_channels(network)(x)
     convolutions = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
     assert all(conv.weight.shape[0] % 8 == 0 for conv in convolutions if conv is not network.decode_head.difference)
     assert all(conv.weight.shape[1] % 8 == 0 for conv in convolutions if conv is not network.backbone.conv1)

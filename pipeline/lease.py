@@ -70,10 +70,8 @@ class Lease:
     def confirm(self) -> None:
         """As `check`, by a look at the lease as it is now: before what could not be taken back."""
         self.check()
-        holder = self._read() or {}
-        if holder.get("run_id", self.run_id) != self.run_id:
-            self._lost = self._refusal(holder)
-            self.check()
+        self._lost = self._loss()
+        self.check()
 
     def held_by_another(self) -> str:
         """Who is writing the output now, as far as heartbeats tell; empty where nobody is."""
@@ -110,6 +108,14 @@ class Lease:
             f" {DEAD_SECONDS:.0f} s later"
         )
 
+    def _loss(self) -> str:
+        """Why the output is not this run's any more, by the lease as it is now; empty while it is."""
+        holder = self._read()
+        if holder is None:
+            # A run that has taken over and come to its end meanwhile has removed it.
+            return f"{self.url}: is not there any more, another run has had this output meanwhile; start again"
+        return self._refusal(holder) if holder.get("run_id", self.run_id) != self.run_id else ""
+
     def _content(self) -> bytes:
         return json.dumps(
             {
@@ -123,19 +129,22 @@ class Lease:
         ).encode()
 
     def _read(self) -> dict[str, Any] | None:
+        """What the lease says: nothing where it is damaged, None where none is there."""
+        data = storage.read_if_there(self.url)
+        if data is None:
+            return None
         try:
-            content = json.loads(storage.read_if_there(self.url) or b"null")
+            content = json.loads(data)
         except ValueError:
             return {}
-        return content if isinstance(content, dict) else None
+        return content if isinstance(content, dict) else {}
 
     def _renew(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
                 with storage.locked(self.root):
-                    holder = self._read() or {}
-                    if holder.get("run_id", self.run_id) != self.run_id:
-                        self._lost = self._refusal(holder)
+                    self._lost = self._loss()
+                    if self._lost:
                         return
                     storage.put(self.url, self._content())
             except Exception:  # a store that fails for a moment; when it does for long, another run takes over

@@ -111,6 +111,18 @@ def test_a_run_that_was_taken_over_stops_and_leaves_the_lease_alone(output, monk
     assert _holder(output)["run_id"] == "other"
 
 
+@pytest.mark.parametrize("noticed", ["by its heartbeat", "by a look"])
+def test_a_run_that_slept_while_another_took_over_and_ended_stops(output, monkeypatch, noticed):
+    monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.02 if noticed == "by its heartbeat" else 60)
+    with Lease(output) as mine:
+        storage.remove(f"{output}/_ledger/lease.json")
+        if noticed == "by its heartbeat":
+            mine._thread.join(5)
+        with pytest.raises(InputError, match="another run has had this output meanwhile"):
+            mine.check() if noticed == "by its heartbeat" else mine.confirm()
+        assert not storage.exists(f"{output}/_ledger/lease.json")
+
+
 def test_a_damaged_lease_is_replaced(output):
     storage.put(f"{output}/_ledger/lease.json", b'{"run_id": "x", "ho')
     with Lease(output) as mine:

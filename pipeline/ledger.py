@@ -91,6 +91,7 @@ class Ledger:
         if data is None:
             return
         before = _parse(run, data)
+        self._newest = max((int(name.split(".")[0]) for name in self._numbered()), default=0)
         gone = _withdrawn(self.root)
         # A segment cut short by a power loss only costs the work of its last frames.
         for entry in read_receipts(self.output):
@@ -116,8 +117,6 @@ class Ledger:
         run = f"{self.root}/run.json"
         data = storage.read_if_there(run)
         before = _parse(run, data) if data is not None else None
-        if before is not None:
-            self._newest = max((int(name.split(".")[0]) for name in self._numbered()), default=0)
         if before == fingerprint and not restart:
             return
         if before is not None:

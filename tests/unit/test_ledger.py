@@ -145,6 +145,16 @@ def test_what_is_written_later_counts_even_if_the_clock_goes_back(tmp_path, ledg
     assert _reopened(tmp_path).parts == {"a": "second"}
 
 
+def test_a_restart_takes_frames_back_even_if_the_clock_goes_back(tmp_path, ledger, monkeypatch):
+    ledger.record([_receipt("a", part="first")])
+    ledger.close()
+    monkeypatch.setattr("pipeline.ledger.time.time_ns", lambda: 1)
+    again = Ledger(str(tmp_path))
+    again.load({}, restart=True)
+    again.withdraw(["a"], [])
+    assert _reopened(tmp_path).parts == {}
+
+
 def test_the_identity_of_a_frame_is_known_to_the_next_run_also_when_it_was_renewed(tmp_path, ledger):
     ledger.record([replace(_receipt(name), identity=f"{name}.1@here") for name in "abc"])
     ledger.renew({"a": "a.1@there", "b": "b.1@there"})

@@ -150,12 +150,14 @@ def _finish(ledger: Ledger, writer: Writer, refs: Sequence[FrameRef], confirm: C
 
     `confirm` raises where the output is another run's by now, which must keep its parts.
     """
-    before = ledger.finished()
-    if not writer.result or (before is None and not any(ref.frame_id in ledger.parts for ref in refs)):
+    if not writer.result:
+        return
+    before, there = ledger.finished(), storage.exists(storage.join(ledger.output, writer.result))
+    if before is None and not there and not any(ref.frame_id in ledger.parts for ref in refs):
         return
     key = _key(refs, ledger.parts)
     confirm()
-    if key != before or not storage.exists(storage.join(ledger.output, writer.result)):
+    if key != before or not there:
         ledger.note_finished(None)
         try:
             writer.finish(refs, ledger.parts)

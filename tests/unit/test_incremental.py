@@ -387,3 +387,22 @@ def test_a_ledger_that_cannot_be_read_keeps_its_list_of_frames_set_aside(tmp_pat
     with pytest.raises(InputError, match=r"run\.json: expected json as an earlier run wrote it"):
         _run(config)
     assert (tmp_path / "out" / "_ledger" / "quarantine.csv").read_bytes() == aside
+
+
+def test_a_final_output_that_was_about_to_become_empty_does_so_in_the_next_run(
+    tmp_path, dump, checkpoint_path, refined, monkeypatch
+):
+    config = _config(dump, "coco", tmp_path / "out", checkpoint_path)
+    _run(config)
+    for image in (dump.root / "images").iterdir():
+        image.unlink()
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.formats.coco.CocoWriter.finish", dies)
+        with pytest.raises(KeyboardInterrupt):
+            _run(config)
+    _run(config)
+    assert json.loads((tmp_path / "out" / "refined.json").read_text()) == []

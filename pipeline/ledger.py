@@ -123,6 +123,7 @@ class Ledger:
             for name in self._numbered():
                 storage.remove(f"{self.root}/{name}")
             self._put_json("identities.json", {})
+            storage.remove(f"{self.root}/finished.json")
         self.parts, self.identities, self.aside, self._renewed = {}, {}, {}, {}
         self.withdrawn = set()
         try:

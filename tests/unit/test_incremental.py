@@ -406,3 +406,12 @@ def test_a_final_output_that_was_about_to_become_empty_does_so_in_the_next_run(
             _run(config)
     _run(config)
     assert json.loads((tmp_path / "out" / "refined.json").read_text()) == []
+
+
+def test_a_restart_makes_a_damaged_final_output_anew(tmp_path, dump, checkpoint_path, refined):
+    config = _config(dump, "coco", tmp_path / "out", checkpoint_path)
+    _run(config)
+    whole = tree(tmp_path / "out")
+    (tmp_path / "out" / "refined.json").write_text("[")
+    _run(replace(config, restart=True))
+    assert tree(tmp_path / "out") == whole

@@ -107,10 +107,14 @@ class Parts:
             self._open.move_to_end(path)
             return self._open[path]
         url = storage.join(self.output, path)
+        # A store that fails is another matter: what it does not give now is not lost.
+        data = storage.read_if_there(url)
+        if data is None:
+            raise PartError(path, f"{url}: no such file, expected a part that the ledger speaks of")
         # Arrow's threads, which `read_table` always uses, may hold Python's bytes until it exits, and abort it.
         try:
-            table = pq.ParquetFile(pa.BufferReader(storage.read(url))).read(use_threads=False).combine_chunks()
-        except (InputError, pa.ArrowException, OSError, ValueError) as error:
+            table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).combine_chunks()
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise PartError(path, f"{url}: expected a part that can be read: {error!s:.200}") from None
         if table.schema != PART_SCHEMA:
             raise PartError(path, f"{url}: expected a part that this version of the program wrote")

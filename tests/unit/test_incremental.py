@@ -415,3 +415,23 @@ def test_a_restart_makes_a_damaged_final_output_anew(tmp_path, dump, checkpoint_
     (tmp_path / "out" / "refined.json").write_text("[")
     _run(replace(config, restart=True))
     assert tree(tmp_path / "out") == whole
+
+
+def test_parts_behind_a_store_that_fails_are_not_taken_for_lost(tmp_path, dump, checkpoint_path, refined, monkeypatch):
+    config = _config(dump, "parquet", tmp_path / "out", checkpoint_path)
+    _run(config)
+    whole = tree(tmp_path / "out")
+    (tmp_path / "out" / "part-00000.parquet").unlink()
+    original = storage.read_if_there
+
+    def fails(url, *span):
+        if "/parts/" in url:
+            raise InputError(f"{url}: cannot be read (the store is away)")
+        return original(url, *span)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "read_if_there", fails)
+        with pytest.raises(InputError, match=r"parts/\w+\.parquet: cannot be read \(the store is away\)$"):
+            _run(config)
+    assert _counts(_run(config)) == (0, 0, 0, 7)
+    assert tree(tmp_path / "out") == whole

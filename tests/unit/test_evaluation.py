@@ -6,6 +6,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -14,7 +16,7 @@ from pipeline.evaluation import COARSE, REFINED, EvaluateConfig, evaluate
 from pipeline.evaluation_results import NO_VERDICTS, results, text
 from pipeline.ground_truth import CityscapesTruth
 from pipeline.metrics.cityscapes_ap import CityscapesMatches, cityscapes_ap, match_frame
-from pipeline.records import InputError
+from pipeline.records import FRAME_SCHEMA, InputError
 from tests.scenes import random_street, write_street
 from tests.truths import encode, make_truth, predict, true_mask
 
@@ -98,6 +100,34 @@ def test_a_ground_truth_of_lvis_that_names_images_by_address_alone_lists_those_o
     truth.write_text(json.dumps(content))
     found = _evaluate(truth, ground_truth=str(truth), coarse=str(predict(truth)))
     assert found.as_json()["overall"] == expected.as_json()["overall"]
+
+
+@pytest.mark.parametrize("lvis", [False, True])
+def test_an_empty_prediction_is_wrong_by_cocos_rules_and_not_there_by_those_of_lvis(truth, lvis):
+    content = json.loads(truth.read_text())
+    if lvis:
+        content["categories"] = [category | {"frequency": "c"} for category in content["categories"]]
+        truth.write_text(json.dumps(content))
+    coarse = predict(truth)
+    before = _evaluate(truth, ground_truth=str(truth), coarse=str(coarse))
+    empty = {"image_id": 1, "category_id": 1, "score": 1.0, "segmentation": encode(np.zeros((160, 200), np.uint8))}
+    coarse.write_text(json.dumps([*json.loads(coarse.read_text()), empty]))
+    after = _evaluate(truth, ground_truth=str(truth), coarse=str(coarse))
+    assert before.kind == after.kind == ("lvis" if lvis else "coco")
+    assert (after.overall[COARSE]["AP"] == before.overall[COARSE]["AP"]) == lvis
+
+
+def test_a_form_that_is_given_is_that_of_the_coarse_dump_alone(truth, refined):
+    expected = _evaluate(truth, coarse=str(predict(truth)), refined=str(refined), image_list=str(truth))
+    frames = []
+    for image in json.loads(truth.read_text())["images"]:
+        entries = [e | e["segmentation"] for e in json.loads(refined.read_text()) if e["image_id"] == image["id"]]
+        instances = [one | {"instance_id": str(number)} for number, one in enumerate(entries)]
+        frames.append(image | {"frame_id": str(image["id"]), "instances": instances})
+    table = refined.with_suffix(".parquet")
+    pq.write_table(pa.Table.from_pylist(frames, FRAME_SCHEMA), table)
+    settings = {"coarse": str(predict(truth)), "image_list": str(truth), "format": "coco"}
+    assert _evaluate(truth, refined=str(table), **settings).changes == expected.changes
 
 
 def test_it_is_told_how_many_instances_got_better_and_worse(truth, refined):
@@ -191,6 +221,8 @@ def test_without_ground_truth_an_image_that_one_dump_lacks_is_set_aside_by_that_
 def test_an_output_that_is_a_file_is_refused_before_anything_is_read(truth, refined):
     with pytest.raises(InputError, match=r"truth\.json: expected a folder to write to, found a file"):
         _compared(truth, "nowhere.json", output=str(truth))
+    _, found = _compared(truth, refined, output=str(truth.parent))
+    assert found.frames == 5
 
 
 def test_shares_of_what_changed_are_told_in_percent(truth, refined):
@@ -252,6 +284,8 @@ def test_partial_results_merge_in_any_order(truth, refined):
         ({"coarse": "a"}, "ground_truth is missing"),
         ({"refined": "a", "ground_truth": "b", "oracle": True}, "oracle needs"),
         ({"coarse": "a", "ground_truth": "b", "tolerance_px": 0}, "tolerance_px is 0"),
+        ({"coarse": "a", "ground_truth": "b", "limit": 0}, "limit is 0: expected at least 1"),
+        ({"coarse": "a", "ground_truth": "b", "frames_per_block": 0}, "frames_per_block is 0: expected at least 1"),
     ],
 )
 def test_settings_without_meaning_are_refused(settings, message):

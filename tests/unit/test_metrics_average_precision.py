@@ -190,6 +190,22 @@ def test_lvis_counts_the_best_300_predictions_of_a_frame_over_all_categories():
     assert _ap(truth, frame_of(*better[1:], instance(_square(5)), size=(80, 120)), LVIS).mean() == pytest.approx(1)
 
 
+def test_coco_counts_the_best_100_predictions_of_a_category_in_a_frame():
+    truth = TrueFrame(120, 80, [true_instance(_square(5))])
+    better = [instance(_square(70), score=0.9) for _ in range(100)]
+    assert _ap(truth, frame_of(*better, instance(_square(5)), size=(80, 120))).mean() == 0
+    assert _ap(truth, frame_of(*better[1:], instance(_square(5)), size=(80, 120))).mean() > 0
+
+
+def test_lvis_sees_masks_of_any_shape_but_empty_ones():
+    odd = _square(5)
+    odd[10:20, 5:15] = False
+    truth = TrueFrame(120, 80, [true_instance(odd)])
+    frame = frame_of(instance(np.zeros_like(odd), score=0.9), instance(odd), size=(80, 120))
+    assert _ap(truth, frame, LVIS).mean() == pytest.approx(1)
+    assert _ap(truth, frame).mean() < 1
+
+
 def test_predictions_for_another_size_are_one_clear_error():
     truth = TrueFrame(120, 80, [])
     with pytest.raises(InputError, match=r"^frame.png: predictions for 80 x 120 pixels, expected 120 x 80"):

@@ -50,6 +50,16 @@ def test_the_tolerance_is_in_pixels_or_a_share_of_the_diagonal():
     assert large.mean() == 1
 
 
+def test_the_tolerance_is_3_px_in_an_image_of_cityscapes_unless_given():
+    scores = []
+    for shift in (3, 4):
+        masks = np.zeros((2, 1024, 2048), bool)
+        masks[0, 100:200, 100:200] = masks[1, 100:200, 100 + shift : 200 + shift] = True
+        truth = TrueFrame(2048, 1024, [true_instance(masks[0])])
+        scores.append(boundary_f_frame(truth, frame_of(instance(masks[1]), size=(1024, 2048))).mean())
+    assert scores[1] < scores[0] == 1
+
+
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(st.integers(0, 2**32 - 1))
 def test_masks_cut_to_boxes_score_as_in_the_whole_frame(seed):

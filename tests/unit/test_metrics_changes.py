@@ -30,6 +30,9 @@ def test_pixels_lengths_and_edges_of_a_moved_square():
     for name, left in (("gradient before", 25), ("gradient after", 20)):
         assert one.numbers()[name] == pytest.approx(gradient[contour(_square(left)) != 0].mean(), rel=1e-5)
     assert one.gradient_after > one.gradient_before
+    for sides in ((20, 40), (40, 20)):
+        small_and_large = (_frame(_square(25, side)) for side in sides)
+        assert changes(*small_and_large, IMAGE).total().changed_pixels == 40**2 - 20**2
 
 
 def test_the_gradient_of_a_ramp_is_its_slope():

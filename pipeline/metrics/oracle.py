@@ -51,7 +51,7 @@ def boundary_band(region: Located, reach_px: float, width: int, height: int) -> 
     box = within_frame(box_of(region, margin=int(reach_px)), width, height)
     mask = cut(region, box).astype(np.uint8)
     outside = cv2.dilate(mask, disc(reach_px))
-    inside = cv2.erode(mask, disc(reach_px), borderType=cv2.BORDER_CONSTANT, borderValue=1)
+    inside = cv2.erode(mask, disc(reach_px))
     return outside != inside, (box.left, box.top)
 
 

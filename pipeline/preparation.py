@@ -210,7 +210,7 @@ def _names(items: Sequence[Item], cutter: Cutter) -> list[tuple[str, list[str]]]
             pairs = pairs_to_cut(item, cutter, cutter.truth.read(item.truth))
             found.append((item.truth.key, [name for name, _, _ in pairs]))
         except InputError:  # cutting will meet it again, and set the frame aside
-            found.append((item.truth.key, []))
+            continue
     return found
 
 

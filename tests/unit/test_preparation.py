@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from pycocotools.mask import decode
 
-from pipeline import preparation
+from pipeline import patch_dataset, preparation
 from pipeline.patch_dataset import PATCH_SCHEMA, unpack
 from pipeline.preparation import prepare
 from pipeline.records import InputError
@@ -39,6 +39,7 @@ def _rows(output, columns=None):
 def test_patches_of_predictions_show_image_prediction_and_truth_at_their_box(truth, tmp_path):
     prepared = _prepare(truth, tmp_path / "out", predictions=str(predict(truth)))
     assert prepared.card["instances"] == 4
+    assert json.loads((tmp_path / "out" / "card.json").read_text()) == prepared.card
     for path in (tmp_path / "out" / "train").glob("*.parquet"):
         table = pq.read_table(path)
         assert table.schema == PATCH_SCHEMA
@@ -135,6 +136,11 @@ def test_frames_with_a_fault_are_set_aside_and_the_others_are_cut(truth, tmp_pat
     assert prepared.frames == 2
     assert "frame1.png" in prepared.aside["frame1"]
     assert "9 x 9 px, expected 200 x 160" in prepared.aside["frame2"]
+    content = json.loads(truth.read_text())
+    content["images"] = content["images"][2:]
+    content["annotations"] = [one for one in content["annotations"] if one["image_id"] > 2]
+    truth.write_text(json.dumps(content))
+    assert set(_prepare(truth, tmp_path / "out").aside) == {"frame2"}
 
 
 def test_an_interrupted_run_is_completed_and_leaves_no_row_twice(truth, tmp_path, monkeypatch):
@@ -200,6 +206,22 @@ def test_what_has_changed_is_cut_again_and_what_is_gone_is_taken_out(truth, tmp_
     assert _prepare(truth, tmp_path / "out", **settings).frames == 0
 
 
+def test_objects_that_have_become_smaller_leave_none_of_the_patches_that_they_had(truth, tmp_path, monkeypatch):
+    monkeypatch.setattr(patch_dataset, "SHARD_ROWS", 8)
+    _prepare(truth, tmp_path / "out")
+    before = len(list((tmp_path / "out" / "train").iterdir()))
+    small = np.zeros((160, 200), np.uint8)
+    small[60:100, 60:100] = 1
+    content = json.loads(truth.read_text())
+    for annotation in content["annotations"][::2]:
+        annotation["segmentation"] = encode(small)
+    truth.write_text(json.dumps(content))
+    _prepare(truth, tmp_path / "out")
+    _prepare(truth, tmp_path / "fresh")
+    assert 0 < len(list((tmp_path / "out" / "train").iterdir())) < before
+    assert _rows(tmp_path / "out") == _rows(tmp_path / "fresh")
+
+
 def test_only_frames_that_share_a_shard_with_what_has_changed_are_cut_again(truth, tmp_path):
     predictions = predict(truth)
     _prepare(truth, tmp_path / "out", predictions=str(predictions), frames_per_block=2)
@@ -221,9 +243,9 @@ def test_a_limit_on_instances_holds_for_the_set_whatever_was_cut_before(truth, t
 
 
 def test_what_was_cut_before_stays_under_a_later_limit(truth, tmp_path):
-    _prepare(truth, tmp_path / "out")
-    limited = _prepare(truth, tmp_path / "out", limit=1)
-    assert (limited.frames, limited.done_before, limited.card["instances"]) == (0, 4, 4)
+    for limit, frames, done_before, instances in ((1, 1, 0, 1), (None, 3, 1, 4), (1, 0, 4, 4)):
+        limited = _prepare(truth, tmp_path / "out", limit=limit)
+        assert (limited.frames, limited.done_before, limited.card["instances"]) == (frames, done_before, instances)
 
 
 def test_predictions_of_a_category_that_the_ground_truth_lacks_are_left_out_not_their_images(truth, tmp_path):

@@ -91,15 +91,14 @@ def unpack(table: pa.Table) -> np.ndarray:
     return out
 
 
-def write_shards(output: str, tables: Mapping[str, pa.Table], name: str) -> str:
-    """Write the rows of each split, at most SHARD_ROWS to a shard, under a name; returns that name."""
+def write_shards(output: str, tables: Mapping[str, pa.Table], name: str) -> None:
+    """Write the rows of each split, at most SHARD_ROWS to a shard, under a name."""
     for split, table in tables.items():
         for number, start in enumerate(range(0, len(table), SHARD_ROWS)):
             buffer = pa.BufferOutputStream()
             # PNGs and packed bits do not get smaller.
             pq.write_table(table.slice(start, SHARD_ROWS), buffer, compression="none", row_group_size=512)
             storage.put(storage.join(output, f"{split}/{name}-{number:03d}.parquet"), buffer.getvalue().to_pybytes())
-    return name
 
 
 def shard_name(frame_ids: Sequence[str]) -> str:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -53,6 +55,8 @@ def test_an_epoch_shows_every_patch_once_and_each_epoch_in_another_order(dataset
     epochs = [[n for step in range(25) for n in batches[25 * epoch + step][:, 0, 0, 0]] for epoch in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(200))
     assert epochs[0] != epochs[1]
+    # The patches of several shards, 20 in each, are mixed.
+    assert len({number // 20 for number in epochs[0][:20]}) > 1
 
 
 def test_any_step_can_be_asked_for_out_of_order(dataset):
@@ -122,6 +126,9 @@ def test_a_shard_of_patches_without_a_side_is_named(tmp_path, side):
         PatchDataset([_shard(tmp_path, side=[side] * 3)], "train")
 
 
+SMALLER = pack(_patches(1, side=16), _keys(1))["image"][0].as_py()
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
@@ -131,12 +138,25 @@ def test_a_shard_of_patches_without_a_side_is_named(tmp_path, side):
         ({"coarse": [b"1" * 129] * 3}, r"a-000\.parquet: expected 32 x 32 bits as coarse"),
         ({"image": [b""] * 3}, "patch of i in f: expected a PNG of 32 x 32 pixels"),
         ({"image": [b"rubbish"] * 3}, "patch of i in f: expected a PNG of 32 x 32 pixels"),
+        ({"image": [SMALLER] * 3}, "patch of i in f: expected a PNG of 32 x 32 pixels"),
     ],
 )
 def test_rows_that_are_no_patches_are_named(tmp_path, columns, message):
     data = PatchDataset([_shard(tmp_path, **columns)], "train")
     with pytest.raises(InputError, match=message):
         data.take(np.arange(3))
+
+
+def test_a_shard_that_was_damaged_after_it_was_opened_is_named(dataset):
+    data, _ = dataset
+    Path(data.shards[0].url).write_bytes(b"rubbish")
+    with pytest.raises(InputError, match=r"00-000\.parquet: cannot be read"):
+        data.take(np.arange(3))
+
+
+def test_a_folder_above_the_data_set_is_refused_with_what_was_expected(dataset, tmp_path):
+    with pytest.raises(InputError, match=r"data/train/00-000\.parquet: expected shards below train/ and val/"):
+        PatchDataset([str(tmp_path)], "train")
 
 
 def test_shards_are_bounded(tmp_path, monkeypatch):

@@ -72,11 +72,7 @@ def sweep(output: str, parts: Container[str]) -> None:
 
 
 class PartError(InputError):
-    """A part cannot be read; `path` is its place below the output."""
-
-    def __init__(self, path: str, message: str) -> None:
-        super().__init__(message)
-        self.path = path
+    """A part cannot be read."""
 
 
 def damaged(output: str, parts: Collection[str]) -> set[str]:
@@ -110,14 +106,14 @@ class Parts:
         # A store that fails is another matter: what it does not give now is not lost.
         data = storage.read_if_there(url)
         if data is None:
-            raise PartError(path, f"{url}: no such file, expected a part that the ledger speaks of")
+            raise PartError(f"{url}: no such file, expected a part that the ledger speaks of")
         # Arrow's threads, which `read_table` always uses, may hold Python's bytes until it exits, and abort it.
         try:
             table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False).combine_chunks()
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise PartError(path, f"{url}: expected a part that can be read: {error!s:.200}") from None
+            raise PartError(f"{url}: expected a part that can be read: {error!s:.200}") from None
         if table.schema != PART_SCHEMA:
-            raise PartError(path, f"{url}: expected a part that this version of the program wrote")
+            raise PartError(f"{url}: expected a part that this version of the program wrote")
         rows = {frame_id: number for number, frame_id in enumerate(table["frame_id"].to_pylist())}
         self._open[path] = table, rows
         if len(self._open) > KEPT_OPEN:

@@ -218,6 +218,11 @@ def test_an_image_id_that_is_no_id_is_named_with_its_entry(tmp_path, image_id):
         reader_of(tmp_path, [entry(1), entry(image_id)]).list_frames()
 
 
+def test_an_image_id_of_any_length_is_not_taken(tmp_path):
+    with pytest.raises(InputError, match=r"entry 1: expected an image_id of at most 1000 characters"):
+        reader_of(tmp_path, [entry("a" * 1000), entry("a" * 1001)]).list_frames()
+
+
 def test_a_missing_image_id_or_one_of_both_kinds_is_named_with_its_entry(tmp_path):
     with pytest.raises(InputError, match=r"entry 0: expected a whole number or text as image_id, found None"):
         reader_of(tmp_path, [{"category_id": 1}]).list_frames()

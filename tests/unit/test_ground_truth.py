@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from pipeline.ground_truth import CITYSCAPES_CLASSES, image_key, open_ground_truth
+from pipeline.ground_truth import CITYSCAPES_CLASSES, CITYSCAPES_VOID, image_key, open_ground_truth
 from pipeline.records import InputError
 from tests.conftest import blob
 
@@ -68,6 +68,24 @@ def test_an_annotation_with_a_wrong_mask_is_named(tmp_path):
         truth.read(truth.list_frames().refs[0])
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [({"category_id": "cat"}, "category_id 'cat', expected a whole number"), ({"area": "1"}, "area '1', expected a")],
+)
+def test_an_annotation_with_a_wrong_value_is_named(tmp_path, other, message):
+    annotation = {"id": 5, "image_id": 7, "category_id": 3, "segmentation": [[1, 1, 9, 1, 9, 9]]} | other
+    truth = open_ground_truth(_coco(tmp_path, [annotation]), str(tmp_path))
+    with pytest.raises(InputError, match=rf"truth\.json: annotation 5 of a/b\.jpg: {message}"):
+        truth.read(truth.list_frames().refs[0])
+
+
+@pytest.mark.parametrize("size", [(0, 50), (60, -1), (1 << 20, 1 << 20)])
+def test_an_image_of_a_size_that_none_has_is_named(tmp_path, size):
+    images = [{"id": 7, "file_name": "a.jpg", "width": size[0], "height": size[1]}]
+    with pytest.raises(InputError, match=rf"truth\.json: expected .* a\.jpg of {size[0]} x {size[1]} pixels"):
+        open_ground_truth(_coco(tmp_path, [], images), str(tmp_path)).list_frames()
+
+
 def test_an_annotation_of_an_unlisted_image_is_refused(tmp_path):
     url = _coco(tmp_path, [{"id": 5, "image_id": 8, "category_id": 3, "segmentation": []}])
     with pytest.raises(InputError, match="annotation 5 has image_id 8"):
@@ -104,6 +122,23 @@ def test_cityscapes_ids_are_told_apart_from_groups_and_stuff(tmp_path):
         "24000": (24, (3, 10), (4, 6), False, 24),
         "26": (26, (20, 15), (3, 5), True, 15),
     }
+
+
+def test_the_classes_of_cityscapes_are_those_of_its_own_scripts():
+    labels = pytest.importorskip("cityscapesscripts.helpers.labels").labels
+    assert {label.id: label.name for label in labels if label.hasInstances and label.id > 0} == CITYSCAPES_CLASSES
+    assert {label.id for label in labels if label.ignoreInEval and label.id >= 0} == set(CITYSCAPES_VOID)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"rubbish", b"\x89PNG\r\n\x1a\nrubbish", cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()],
+)
+def test_a_file_that_is_no_image_of_ids_is_named(tmp_path, content):
+    (tmp_path / "ulm_1_2_gtFine_instanceIds.png").write_bytes(content)
+    truth = open_ground_truth(str(tmp_path), str(tmp_path))
+    with pytest.raises(InputError, match=r"instanceIds\.png: expected a PNG with one channel of instance ids"):
+        truth.read(truth.list_frames().refs[0])
 
 
 def test_cityscapes_images_are_found_by_name_in_a_flat_folder_too(tmp_path):

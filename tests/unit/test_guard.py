@@ -37,7 +37,10 @@ ALL, NONE = slice(None), slice(0, 0)
     [
         (ALL, ALL, False, "empty"),
         (ALL, ALL, True, "exploded"),
-        (slice(40, 100), ALL, False, "shrunk"),
+        (slice(20, 100), slice(14, 76), True, "exploded"),
+        (slice(20, 100), slice(16, 75), True, ""),
+        (slice(43, 100), ALL, False, "shrunk"),
+        (slice(44, 100), ALL, False, ""),
         (NONE, NONE, True, ""),
         (slice(65, 75), slice(30, 70), True, ""),
     ],
@@ -50,7 +53,8 @@ def test_an_absurd_mask_is_rejected_and_a_plausible_one_taken(coarse, rows, colu
 
 
 def test_a_mask_that_moved_away_is_rejected_for_its_iou(coarse):
-    refined = np.roll(coarse, 25, axis=1)
+    taken, refined = np.roll(coarse, 21, axis=1), np.roll(coarse, 22, axis=1)
+    assert judge(coarse, taken, sure(taken), GUARD).status == "refined"
     verdict = judge(coarse, refined, sure(refined), GUARD)
     assert verdict[1:] == ("rejected", "iou")
     assert judge(coarse, refined, sure(refined), replace(GUARD, min_iou=0.2)).status == "refined"

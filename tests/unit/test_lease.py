@@ -43,8 +43,8 @@ def test_a_lease_is_given_back_at_the_end_also_of_a_run_that_failed(output):
     with pytest.raises(ZeroDivisionError), Lease(output):
         raise ZeroDivisionError
     assert not storage.exists(f"{output}/_ledger/lease.json")
-    with Lease(output):
-        pass
+    with Lease(output) as second:
+        assert not second.taken_over
 
 
 def test_the_lease_of_a_run_without_a_heartbeat_is_taken_over(output, monkeypatch):
@@ -52,6 +52,7 @@ def test_the_lease_of_a_run_without_a_heartbeat_is_taken_over(output, monkeypatc
     _held(output, age=DEAD_SECONDS + 1)
     with Lease(output) as mine:
         assert _holder(output)["run_id"] == mine.run_id
+        assert mine.taken_over
 
 
 def test_a_run_whose_clock_is_behind_is_not_taken_for_dead(output, monkeypatch):
@@ -121,6 +122,18 @@ def test_a_run_that_slept_while_another_took_over_and_ended_stops(output, monkey
         with pytest.raises(InputError, match="another run has had this output meanwhile"):
             mine.check() if noticed == "by its heartbeat" else mine.confirm()
         assert not storage.exists(f"{output}/_ledger/lease.json")
+
+
+def test_a_run_that_finds_itself_taken_over_writes_no_more_even_when_the_other_has_ended(output):
+    with Lease(output) as mine:
+        mine.confirm()
+        _held(output)
+        with pytest.raises(InputError, match="run other on host elsewhere, pid 7, is writing this output"):
+            mine.confirm()
+        storage.remove(mine.url)
+        for asked in (mine.check, mine.confirm):
+            with pytest.raises(InputError, match="run other on host elsewhere"):
+                asked()
 
 
 def test_a_damaged_lease_is_replaced(output):

@@ -1,7 +1,20 @@
+import cv2
 import numpy as np
 import pytest
 
-from model.augment import WOBBLE_PX, Augmentation, augment, distort, flip, invert, middle, perturb, turn, vary, warp
+from model.augment import (
+    WOBBLE_PX,
+    Augmentation,
+    augment,
+    distort,
+    flip,
+    invert,
+    middle,
+    perturb,
+    turn,
+    vary,
+    warp,
+)
 from tests.conftest import random_patches
 
 INF, NAN = float("inf"), float("nan")
@@ -43,12 +56,31 @@ def test_changes_of_the_image_leave_the_masks_alone(patches, change):
     assert sum(not np.array_equal(new, old) for new, old in zip(changed, patches)) > 40
 
 
+def test_colours_are_distorted_as_far_as_by_the_reference_and_no_further():
+    brightness, (low, high), hue_degrees = 32, (0.5, 1.5), 36
+    coloured = np.full((600, 2, 2, 5), (120, 90, 60, 1, 0), np.uint8)
+    changed = distort(coloured, np.random.default_rng(0))[:, :1, 0, :3]
+    hue, saturation, value = np.moveaxis(cv2.cvtColor(changed.astype(np.float32) / 255, cv2.COLOR_RGB2HSV), -1, 0)
+    turned = (hue - 30 + 180) % 360 - 180
+    assert -hue_degrees - 3 < turned.min() < -hue_degrees + 6
+    assert hue_degrees - 6 < turned.max() < hue_degrees + 3
+    # Brightness moves the darkest channel as far as the brightest.
+    least, most = 60 / (120 + brightness) * low, 60 / (120 - brightness) * high
+    assert least - 0.02 < saturation.min() < least + 0.06
+    assert 0.85 < saturation.max() < most + 0.02
+    assert (120 - brightness) * low - 1 < 255 * value.min() < 55
+    assert 215 < 255 * value.max() < (120 + brightness) * high + 1
+
+
 def test_a_perturbed_contour_moves_by_a_few_pixels_and_nothing_else_changes():
     patches = np.zeros((40, 64, 64, 5), np.uint8)
     patches[:, :, 32:, 3:] = 1
     changed = perturb(patches, 0.5, np.random.default_rng(0))
     assert np.array_equal(changed[..., [0, 1, 2, 4]], patches[..., [0, 1, 2, 4]])
-    moved = [np.abs(row.sum(axis=1).astype(int) - 32).max() for row in changed[..., 3]]
+    shifts = [row.sum(axis=1).astype(int) - 32 for row in changed[..., 3]]
+    assert min(map(np.min, shifts)) < -1
+    assert max(map(np.max, shifts)) > 1
+    moved = [np.abs(shift).max() for shift in shifts]
     assert max(moved) <= 2 * WOBBLE_PX
     assert 10 < sum(distance > 0 for distance in moved) < 30
 

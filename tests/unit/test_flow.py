@@ -262,7 +262,7 @@ def test_machines_that_an_autoscaler_will_start_are_waited_for_in_a_known_number
 
 @pytest.mark.parametrize(
     ("gpus", "share", "expected"),
-    [([1] * 8, 0.6, 8), ([2], 0.4, 4), ([2], 0.25, 8), ([1, 3], 2, 1), ([4, 4], 1, 8), ([1], 1 / 3, 3)],
+    [([1] * 8, 0.6, 8), ([2], 0.4, 4), ([2], 0.25, 8), ([1, 3], 2, 1), ([2, 5], 2, 3), ([4, 4], 1, 8), ([1], 1 / 3, 3)],
 )
 def test_processes_that_share_gpus_are_as_many_as_find_a_place_on_one(gpus, share, expected):
     nodes = [{"CPU": 16.0, "GPU": float(count)} for count in gpus]

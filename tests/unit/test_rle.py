@@ -95,6 +95,7 @@ def test_a_large_frame_has_runs_of_several_groups():
         ("5 7", "no run length is written with"),
         ("ooooo", "end within a run length"),
         ("oooooooo0", "no image has"),
+        ("0oooooooo0", "no image has"),
         ("oooooo?", "below 0|cover"),
         ("N>", "below 0"),
     ],
@@ -126,6 +127,14 @@ def test_polygons_equal_pycocotools_also_where_they_leave_the_frame():
     merged = coco_mask.merge(coco_mask.frPyObjects(polygons, 32, 30))
     mask, origin = rle.from_polygons(polygons, 30, 32)
     assert np.array_equal(full(mask, origin, 30, 32), coco_mask.decode(merged))
+
+
+def test_a_polygon_is_as_long_as_its_outline_wherever_it_lies():
+    circle = np.linspace(0, 2 * np.pi, 1000, endpoint=False)
+    points = np.stack([5000 + 30 * np.cos(circle), 40 + 30 * np.sin(circle)], axis=1)
+    mask, origin = rle.from_polygons([points.ravel().tolist()], 6000, 80)
+    assert origin == (4970, 10)
+    assert abs(mask.sum() - np.pi * 30**2) < 60
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def check_entry(place: str, entry: Entry) -> None:
     segmentation = entry.get("segmentation")
     if segmentation is None:
         raise InputError(f"{place}: expected a segmentation; boxes alone cannot be refined")
-    if isinstance(segmentation, dict) and {"size", "counts"} <= segmentation.keys():
+    if isinstance(segmentation, dict) and "size" in segmentation and isinstance(segmentation.get("counts"), str | list):
         return
     if not isinstance(segmentation, list):
         expected = "run lengths {size, counts} or polygons"

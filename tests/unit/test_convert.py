@@ -236,6 +236,12 @@ GOOD = BOX | {"segmentation": {"size": [1, 1], "counts": "01"}}
         ("detectron2", "a.json", [GOOD | {"image_id": None}], r"entry 0: expected a whole number or text as image_id"),
         ("detectron2", "a.json", [GOOD | {"category_id": 1.5}], r"entry 0: expected a whole number as category_id"),
         ("detectron2", "a.json", [GOOD | {"segmentation": "x"}], r"entry 0: expected run lengths .* or polygons"),
+        (
+            "detectron2",
+            "a.json",
+            [GOOD | {"segmentation": {"size": [1, 1], "counts": None}}],
+            r"entry 0: expected run lengths .* or polygons",
+        ),
         ("detectron2", "a.json", {"annotations": []}, r"a\.json: byte 0: expected a list"),
         ("detectron2", "a.json", [], r"a\.json: expected instances with masks, found none"),
         ("detectron2", "a.pth", "no archive", r"a\.pth: expected a file of torch\.save"),

@@ -101,9 +101,8 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Prepar
         items = _identified(items, config, truth)
         changed, removed = _stale(items, listed, ledger)
         ledger.withdraw(changed, removed)
-        if changed or removed:
-            # The same frames get the same shards again, perhaps fewer of them.
-            _sweep(config.output, {*ledger.parts.values()})
+        # The same frames get the same shards again, perhaps fewer of them; also those of a run that was killed.
+        _sweep(config.output, {*ledger.parts.values()})
         size = config.frames_per_block
         # Blocks are made before what is done is left out, so that a repeated block has its old name.
         blocks = [items[i : i + size] for i in range(0, len(items), size)]

@@ -163,6 +163,26 @@ def test_an_interrupted_run_is_completed_and_leaves_no_row_twice(truth, tmp_path
     assert _rows(tmp_path / "out") == _rows(tmp_path / "whole")
 
 
+def test_shards_that_a_killed_run_has_left_are_not_taken_for_those_of_the_next(truth, tmp_path, monkeypatch):
+    cut_block = preparation._cut_block
+
+    def is_killed_before_the_ledger_knows(items, cutter):
+        cut_block(items, cutter)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preparation, "_cut_block", is_killed_before_the_ledger_knows)
+    with pytest.raises(KeyboardInterrupt):
+        _prepare(truth, tmp_path / "out", val_share=0.5)
+    monkeypatch.undo()
+    images = {int(row["frame_id"].removeprefix("frame")) + 1 for row in _rows(tmp_path / "out") if row["split"] == "val"}
+    content = json.loads(truth.read_text())
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] not in images]
+    truth.write_text(json.dumps(content))
+    assert _prepare(truth, tmp_path / "out", val_share=0.5).card["patches"]["val"] == 0
+    _prepare(truth, tmp_path / "fresh", val_share=0.5)
+    assert _rows(tmp_path / "out") == _rows(tmp_path / "fresh")
+
+
 def test_files_of_others_in_the_output_are_left_alone(truth, tmp_path):
     others = [tmp_path / "out" / name for name in ("frames.parquet", "train/own.parquet", "older/train/a-000.parquet")]
     for other in others:

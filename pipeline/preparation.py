@@ -168,9 +168,11 @@ def _identified(items: Sequence[Item], config: PrepareConfig, truth: GroundTruth
     seen = {key: digest(own, versions.get(ref.file_name, "")) for (key, ref), own in zip(used.items(), annotated)}
 
     def identity(item: Item) -> str:
-        predicted = item.predicted.identity.partition("@")[0] if item.predicted else ""
+        predicted = item.predicted
+        # In a json instances are named by their places, and by these names chosen and drawn.
+        found = (predicted.identity.partition("@")[0], str(predicted.positions)) if predicted else ()
         donors = (seen[ref.key] if ref is not None else "" for ref in item.donors)
-        return digest(seen[item.truth.key], predicted, str(item.chosen and sorted(item.chosen)), *donors)
+        return digest(seen[item.truth.key], *found, str(item.chosen and sorted(item.chosen)), *donors)
 
     return [replace(item, identity=identity(item)) for item in items]
 

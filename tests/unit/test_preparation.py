@@ -253,6 +253,18 @@ def test_only_frames_that_share_a_shard_with_what_has_changed_are_cut_again(trut
     assert "2 cut now (2 of them again), 2 before" in str(again)
 
 
+def test_frames_whose_predictions_have_other_places_in_the_json_than_before_are_cut_again(truth, tmp_path):
+    predictions = predict(truth)
+    settings = {"predictions": str(predictions), "coarsened": 0.5, "frames_per_block": 1}
+    _prepare(truth, tmp_path / "out", **settings)
+    entries = json.loads(predictions.read_text())
+    predictions.write_text(json.dumps([entry for entry in entries if entry["image_id"] != 2]))
+    again = _prepare(truth, tmp_path / "out", **settings)
+    assert (again.changed, again.removed, again.done_before) == (2, 1, 1)
+    _prepare(truth, tmp_path / "fresh", **settings)
+    assert _rows(tmp_path / "out") == _rows(tmp_path / "fresh")
+
+
 def test_a_limit_on_instances_holds_for_the_set_whatever_was_cut_before(truth, tmp_path):
     settings = {"max_instances": 2}
     _prepare(truth, tmp_path / "out", limit=2, **settings)

@@ -22,13 +22,23 @@ from pipeline import dump, patch_dataset, storage
 from pipeline.flow import map_blocks, stopped_by_signals
 from pipeline.formats import Reader
 from pipeline.ground_truth import GroundTruth, TruthRef, by_image, open_ground_truth
-from pipeline.identity import digest, image_versions
+from pipeline.identity import digest, image_versions, unchanged
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger, check_reached
 from pipeline.outputs import check_apart
 from pipeline.progress import Progress
 from pipeline.records import InputError, fault
-from pipeline.training_patches import MIN_IOU, Cut, Cutter, Item, PrepareConfig, cut_frame, generator, pairs_to_cut
+from pipeline.training_patches import (
+    MIN_IOU,
+    Cut,
+    Cutter,
+    Item,
+    PrepareConfig,
+    cut_frame,
+    generator,
+    pairs_to_cut,
+    read_predictions,
+)
 from pipeline.work import Receipt
 
 
@@ -168,11 +178,12 @@ def _identified(items: Sequence[Item], config: PrepareConfig, truth: GroundTruth
     seen = {key: digest(own, versions.get(ref.file_name, "")) for (key, ref), own in zip(used.items(), annotated)}
 
     def identity(item: Item) -> str:
-        predicted = item.predicted
+        own, plus, others = (item.predicted.identity.partition("@")[0] if item.predicted else "").partition("+")
         # In a json instances are named by their places, and by these names chosen and drawn.
-        found = (predicted.identity.partition("@")[0], str(predicted.positions)) if predicted else ()
+        places = str(item.predicted and item.predicted.positions)
         donors = (seen[ref.key] if ref is not None else "" for ref in item.donors)
-        return digest(seen[item.truth.key], *found, str(item.chosen and sorted(item.chosen)), *donors)
+        made = digest(seen[item.truth.key], own, places, str(item.chosen and sorted(item.chosen)), *donors)
+        return f"{made}{plus}{others}"
 
     return [replace(item, identity=identity(item)) for item in items]
 
@@ -182,7 +193,7 @@ def _stale(items: Sequence[Item], listed: Container[str], ledger: Ledger) -> tup
     now = {item.truth.key: item.identity for item in items}
 
     def differs(key: str) -> bool:
-        return key not in listed or ledger.identities[key] != now[key]
+        return key not in listed or not unchanged(ledger.identities[key], now[key])
 
     parts = {part for key, part in ledger.parts.items() if part and differs(key)}
     stale = [key for key, part in ledger.parts.items() if part in parts or differs(key)]
@@ -208,7 +219,8 @@ def _names(items: Sequence[Item], cutter: Cutter) -> list[tuple[str, list[str]]]
     found = []
     for item in items:
         try:
-            pairs = pairs_to_cut(item, cutter, cutter.truth.read(item.truth))
+            frame = cutter.truth.read(item.truth)
+            pairs = pairs_to_cut(item, read_predictions(item, cutter, frame), frame)
             found.append((item.truth.key, [name for name, _, _ in pairs]))
         except InputError:  # cutting will meet it again, and set the frame aside
             continue
@@ -240,7 +252,7 @@ def _cut_block(items: Sequence[Item], cutter: Cutter) -> list[Receipt]:
                 patches=len(cut.keys),
                 seconds={"extract": time.perf_counter() - started},
                 refined_at=0.0,
-                identity="" if error else item.identity,
+                identity="" if error else cut.identity,
             )
         )
     tables = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import cv2
@@ -116,7 +116,7 @@ class Item:
     chosen: frozenset[str] | None = None
     """The instances to cut; None for all."""
     identity: str = ""
-    """What its patches are cut from, in a few characters that change with it."""
+    """What its patches are cut from, in characters that change with it; `+<others>` as in `pipeline.identity`."""
 
 
 @dataclass(frozen=True)
@@ -135,16 +135,25 @@ def generator(seed: int, *names: object) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))
 
 
-def pairs_to_cut(item: Item, cutter: Cutter, frame: TrueFrame) -> list[tuple[str, Instance | None, TrueInstance]]:
+def read_predictions(item: Item, cutter: Cutter, frame: TrueFrame) -> list[Instance] | None:
+    """The predicted instances of a frame; None where coarse masks are generated. InputError as the reader raises it."""
+    if cutter.reader is None or item.predicted is None:
+        return None
+    if item.predicted.error:
+        raise InputError(item.predicted.error)
+    return list(cutter.reader.read(item.predicted, frame.width, frame.height))
+
+
+def pairs_to_cut(
+    item: Item, predictions: Sequence[Instance] | None, frame: TrueFrame
+) -> list[tuple[str, Instance | None, TrueInstance]]:
     """Every object to cut: its name, its predicted mask (None where it is to be generated), and its target."""
     things = frame.objects
-    if cutter.reader is None or item.predicted is None:
+    if predictions is None:
         pairs: list[tuple[str, Instance | None, TrueInstance]] = [(true.instance_id, None, true) for true in things]
     else:
-        if item.predicted.error:
-            raise InputError(item.predicted.error)
         pairs = []
-        for instance in cutter.reader.read(item.predicted, frame.width, frame.height):
+        for instance in predictions:
             same = [true for true in things if true.category_id == instance.category_id]
             ious = [_iou(instance, true) for true in same]
             if ious and max(ious) > MIN_IOU:
@@ -164,6 +173,8 @@ class Cut:
     patches: list[np.ndarray] = field(default_factory=list)
     keys: list[dict[str, Any]] = field(default_factory=list)
     instances: set[str] = field(default_factory=set)
+    identity: str = ""
+    """That of the frame, without what reading has shown not to matter to it."""
 
 
 def cut_frame(item: Item, cutter: Cutter) -> Cut:
@@ -171,10 +182,13 @@ def cut_frame(item: Item, cutter: Cutter) -> Cut:
     image = decode_image(storage.join(config.images, item.truth.file_name))
     frame = cutter.truth.read(item.truth)
     check_size(item.truth.file_name, image, frame)
-    cut = Cut()
+    predictions = read_predictions(item, cutter, frame)
+    cut = Cut(identity=item.identity)
+    if cutter.reader is not None and item.predicted is not None and predictions is not None:
+        cut.identity = cutter.reader.identity(replace(item.predicted, identity=item.identity), predictions)
     split = "val" if generator(config.seed, key, "split").random() < config.val_share else "train"
     about = {"frame_id": key, "split": split}
-    pairs = pairs_to_cut(item, cutter, frame)
+    pairs = pairs_to_cut(item, predictions, frame)
     generated = []
     for name, instance, true in pairs:
         if instance is None or generator(config.seed, key, name, "coarsen").random() < config.coarsened:

@@ -174,7 +174,9 @@ def test_shards_that_a_killed_run_has_left_are_not_taken_for_those_of_the_next(t
     with pytest.raises(KeyboardInterrupt):
         _prepare(truth, tmp_path / "out", val_share=0.5)
     monkeypatch.undo()
-    images = {int(row["frame_id"].removeprefix("frame")) + 1 for row in _rows(tmp_path / "out") if row["split"] == "val"}
+    images = {
+        int(row["frame_id"].removeprefix("frame")) + 1 for row in _rows(tmp_path / "out") if row["split"] == "val"
+    }
     content = json.loads(truth.read_text())
     content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] not in images]
     truth.write_text(json.dumps(content))
@@ -301,6 +303,37 @@ def test_other_settings_on_the_same_output_are_refused(truth, tmp_path):
 def test_settings_without_meaning_are_refused(truth, tmp_path, settings):
     with pytest.raises(InputError, match=next(iter(settings))):
         _prepare(truth, tmp_path / "out", **settings)
+
+
+def test_another_frame_in_a_cityscapes_folder_leaves_the_others_as_they_were_cut(tmp_path):
+    for folder in ("truth", "images", "dump"):
+        (tmp_path / folder).mkdir()
+    config = PrepareConfig(
+        ground_truth=str(tmp_path / "truth"),
+        images=str(tmp_path / "images"),
+        predictions=str(tmp_path / "dump"),
+        output=str(tmp_path / "out"),
+        frames_per_block=1,
+        local=True,
+    )
+
+    def predict_frame(name, png):
+        ids = np.zeros((120, 160), np.uint16)
+        ids[30:90, 40:110] = 26001
+        cv2.imwrite(str(tmp_path / "truth" / f"{name}_gtFine_instanceIds.png"), ids)
+        cv2.imwrite(str(tmp_path / "images" / f"{name}.png"), np.zeros((120, 160, 3), np.uint8))
+        cv2.imwrite(str(tmp_path / "dump" / png), (ids != 0).astype(np.uint8) * 255)
+        (tmp_path / "dump" / f"{name}_pred.txt").write_text(f"{png} 26 0.9")
+
+    predict_frame("a", "a_0.png")
+    predict_frame("b", "mask.png")
+    assert prepare(config, log=lambda line: None).frames == 2
+    predict_frame("c", "c_0.png")
+    again = prepare(config, log=lambda line: None)
+    # Any of the files may be the one that b names.
+    assert (again.frames, again.changed, again.done_before) == (2, 1, 1)
+    cv2.imwrite(str(tmp_path / "dump" / "a_0.png"), np.full((120, 160), 255, np.uint8))
+    assert prepare(config, log=lambda line: None).changed == 2
 
 
 def test_cityscapes_predictions_are_matched_with_instance_ids_by_the_images_name(tmp_path):

@@ -127,6 +127,9 @@ def by_image(name: str, refs: Iterable[FrameRef]) -> dict[str, FrameRef]:
     found: dict[str, FrameRef] = {}
     for ref in refs:
         key = image_key(ref.file_name or ref.frame_id)
+        if ref.positions and not ref.file_name:
+            # An image_id of a json that is listed nowhere; another image may have this number as its name.
+            key = f"image_id/{ref.frame_id}"
         if found.setdefault(key, ref) is not ref:
             raise InputError(f"{name}: two frames are called {key}: {found[key].frame_id}, {ref.frame_id}")
     return found

@@ -91,6 +91,24 @@ def test_a_prediction_of_a_category_that_the_ground_truth_lacks_does_not_cost_th
     assert any("1 predictions" in note and "categor" in note for note in found.notes)
 
 
+def test_an_image_id_that_is_not_listed_is_not_taken_for_the_image_whose_name_is_that_number(truth):
+    content = json.loads(truth.read_text())
+    image = content["images"][0]
+    (truth.parent / "images" / image["file_name"]).rename(truth.parent / "images" / "77.png")
+    image["file_name"] = "77.png"
+    truth.write_text(json.dumps(content))
+    coarse = predict(truth)
+    entries = json.loads(coarse.read_text())
+    for kept in (entries, [entry for entry in entries if entry["image_id"] != image["id"]]):
+        coarse.write_text(json.dumps(kept))
+        expected = _evaluate(truth, ground_truth=str(truth), coarse=str(coarse))
+        coarse.write_text(json.dumps([*kept, entries[0] | {"image_id": 77}]))
+        found = _evaluate(truth, ground_truth=str(truth), coarse=str(coarse))
+        assert found.aside == {}
+        assert found.as_json()["overall"] == expected.as_json()["overall"]
+        assert "coarse: 1 images that the ground truth lacks" in found.notes
+
+
 def test_a_ground_truth_of_lvis_that_names_images_by_address_alone_lists_those_of_the_predictions(truth):
     (truth.parent / "images" / "val2017").mkdir()
     content = json.loads(truth.read_text())

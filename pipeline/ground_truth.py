@@ -157,6 +157,8 @@ class CocoTruth:
         try:
             content = json.loads(storage.read(self.url))
             categories = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
+            for category in categories:
+                _check_category(category, f"{self.url}: category ")
             of_image: dict[Any, list[dict[str, Any]]] = {}
             for entry in content["images"]:
                 if of_image.setdefault(entry["id"], found := []) is not found:
@@ -213,10 +215,14 @@ class CocoTruth:
 _KEPT = ("id", "category_id", "segmentation", "iscrowd", "area")
 
 
+def _check_category(category: Any, place: str) -> None:
+    if type(category) is not int or abs(category) >> 63:
+        raise InputError(f"{place}{category!r:.40}, expected a whole number of 64 bits as id")
+
+
 def _instance(entry: dict[str, Any], width: int, height: int) -> TrueInstance:
     segmentation, category = entry["segmentation"], entry["category_id"]
-    if type(category) is not int:
-        raise InputError(f"category_id {category!r:.40}, expected a whole number")
+    _check_category(category, "category_id ")
     area = entry["area"]
     if area is not None and not (type(area) in (int, float) and abs(area) <= sys.float_info.max):
         raise InputError(f"area {area!r:.40}, expected a finite number")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from pipeline.ground_truth import CITYSCAPES_CLASSES, CITYSCAPES_VOID, image_key, open_ground_truth
+from pipeline.ground_truth import CITYSCAPES_CLASSES, CITYSCAPES_VOID, CocoTruth, image_key, open_ground_truth
 from pipeline.records import InputError
 from tests.conftest import blob
 
@@ -102,6 +102,25 @@ def test_two_images_of_one_id_are_refused(tmp_path):
     images = [{"id": 7, "file_name": name, "width": 6, "height": 5} for name in ("a.jpg", "b.jpg")]
     with pytest.raises(InputError, match=r"truth\.json: two images have the id 7, expected one"):
         open_ground_truth(_coco(tmp_path, [], images), str(tmp_path)).list_frames()
+
+
+@pytest.mark.parametrize("category", ["a", None, 1.5, 1 << 63])
+def test_a_category_whose_id_is_no_whole_number_is_refused(tmp_path, category):
+    path = tmp_path / "truth.json"
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": category, "name": "b"}]}
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"truth\.json: category .*, expected a whole number of 64 bits as id"):
+        CocoTruth(str(path)).list_frames()
+
+
+def test_an_annotation_of_a_category_beyond_64_bits_is_named(tmp_path):
+    path = tmp_path / "truth.json"
+    image = {"id": 1, "file_name": "a.png", "width": 4, "height": 4}
+    annotation = {"id": 7, "image_id": 1, "category_id": 1 << 63, "segmentation": [[0, 0, 3, 0, 3, 3]]}
+    path.write_text(json.dumps({"images": [image], "annotations": [annotation], "categories": []}))
+    truth = CocoTruth(str(path))
+    with pytest.raises(InputError, match=r"annotation 7 of a\.png: category_id 9223372036854775808, expected a whole"):
+        truth.read(truth.list_frames().refs[0])
 
 
 def test_cityscapes_ids_are_told_apart_from_groups_and_stuff(tmp_path):

@@ -103,6 +103,11 @@ class PrepareConfig:
             raise InputError(
                 "coarsened, image_list and image_pattern go with predictions; expected predictions as well"
             )
+        if self.predictions is not None and not self.coarsened:
+            for name in ("failure", "visits", "scale", "composite"):
+                if getattr(self, name) != getattr(PrepareConfig, name):
+                    expected = "no predictions, or a coarsened above 0"
+                    raise InputError(f"{name} is {getattr(self, name)}, of generated masks: expected {expected}")
 
 
 @dataclass(frozen=True, slots=True)

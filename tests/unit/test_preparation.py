@@ -336,6 +336,13 @@ def test_another_frame_in_a_cityscapes_folder_leaves_the_others_as_they_were_cut
     assert prepare(config, log=lambda line: None).changed == 2
 
 
+@pytest.mark.parametrize("settings", [{"failure": "grow"}, {"visits": 8}, {"scale": (0.5, 1.0)}, {"composite": 0.1}])
+def test_settings_of_generated_masks_are_refused_where_all_masks_are_predicted(truth, tmp_path, settings):
+    with pytest.raises(InputError, match=f"{next(iter(settings))} is .*, of generated masks: expected no predictions"):
+        _prepare(truth, tmp_path / "out", predictions=str(predict(truth)), **settings)
+    assert _prepare(truth, tmp_path / "out", predictions=str(predict(truth)), coarsened=1.0, **settings).frames == 4
+
+
 def test_cityscapes_predictions_are_matched_with_instance_ids_by_the_images_name(tmp_path):
     for folder in ("truth/ulm", "images", "dump"):
         (tmp_path / folder).mkdir(parents=True)

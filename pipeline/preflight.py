@@ -15,7 +15,16 @@ from typing import Any
 from model.bundled import CheckpointError, missing, resolve
 from pipeline import dump, run, storage
 from pipeline.config import RefineConfig
-from pipeline.flow.session import Placement, alive_nodes, labelled, network_pool, ray_session, room, selected_by
+from pipeline.flow.session import (
+    Placement,
+    alive_nodes,
+    labelled,
+    network_pool,
+    placed,
+    ray_session,
+    room,
+    selected_by,
+)
 from pipeline.incremental import compare
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
@@ -155,19 +164,21 @@ def cluster(
     network = network_pool(refining, wish)
     pool, needs = network.size, network.resources
     name, need = ("GPU", needs["num_gpus"]) if "num_gpus" in needs else ("CPU", needs["num_cpus"])
-    placed = sum(room(node.get(name, 0), need) for node in refining) if need else pool
+    places = sum(room(node.get(name, 0), need) for node in refining) if need else pool
     largest = max(node.get(name, 0) for node in refining)
-    if not placed:
+    if not places:
         raise InputError(
             f"{size}: a network process needs {need:g} {name}s of one machine, the largest has {largest:g};"
             " the run would wait for ever"
         )
-    left = total["CPU"] - min(pool, placed) * needs["num_cpus"]
+    left = total["CPU"] - min(pool, places) * needs["num_cpus"]
     if left < 1:
         raise InputError(f"{size}: {left:g} CPUs are left for reading and writing, expected at least 1")
-    if placed < pool:
-        message = f"{size}: of {pool} network processes with {need:g} {name}s only {placed} find a place"
+    if places < pool:
+        message = f"{size}: of {pool} network processes with {need:g} {name}s only {places} find a place"
         return Check("cluster", "warning", message)
+    if placed(nodes, network, wish) == "fused":
+        return Check("cluster", "ok", f"{size}: {pool} network processes, which read and write as well")
     if left < 2:
         message = f"{size}: {left:g} CPUs are left for reading and writing, so that these take turns"
         return Check("cluster", "warning", message)

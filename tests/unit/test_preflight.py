@@ -305,19 +305,21 @@ def test_too_little_space_is_found(config, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("nodes", "workers", "gpus_per_worker", "level", "message"),
+    ("nodes", "mode", "workers", "level", "message"),
     [
-        ([{"CPU": 2.0}], None, 1.0, "warning", "1.01 CPUs are left for reading and writing"),
-        ([{"CPU": 16.0}], None, 1.0, "ok", "1 network processes, 4.01 CPUs for the other stages"),
-        ([{"CPU": 16.0}] * 4, None, 1.0, "ok", "4 network processes, 16.04 CPUs"),
-        ([{"CPU": 16.0, "GPU": 2.0}], None, 1.0, "ok", "2 network processes, 16 CPUs"),
-        ([{"CPU": 16.0, "GPU": 2.0}], 4, 1.0, "warning", "of 4 network processes with 1 GPUs only 2 find a place"),
-        ([{"CPU": 1.0, "GPU": 1.0}], None, 1.0, "warning", "1 CPUs are left"),
-        ([{"CPU": 4.0}, {"CPU": 28.0}], None, 1.0, "ok", "2 network processes"),
+        ([{"CPU": 2.0}], "spread", None, "warning", "1.01 CPUs are left for reading and writing"),
+        ([{"CPU": 2.0}], "auto", None, "ok", "1 network processes, which read and write as well"),
+        ([{"CPU": 16.0}], "spread", None, "ok", "1 network processes, 4.01 CPUs for the other stages"),
+        ([{"CPU": 16.0}] * 4, "auto", None, "ok", "4 network processes, 16.04 CPUs"),
+        ([{"CPU": 16.0}] * 4, "fused", None, "ok", "4 network processes, which read and write as well"),
+        ([{"CPU": 16.0, "GPU": 2.0}], "spread", None, "ok", "2 network processes, 16 CPUs"),
+        ([{"CPU": 16.0, "GPU": 2.0}], "auto", 4, "warning", "of 4 network processes with 1 GPUs only 2 find a place"),
+        ([{"CPU": 1.0, "GPU": 1.0}], "spread", None, "warning", "1 CPUs are left"),
+        ([{"CPU": 4.0}, {"CPU": 28.0}], "auto", None, "ok", "2 network processes"),
     ],
 )
-def test_a_cluster_on_which_the_run_can_work(nodes, workers, gpus_per_worker, level, message):
-    found = cluster(nodes, Placement(workers=workers, gpus_per_worker=gpus_per_worker))
+def test_a_cluster_on_which_the_run_can_work(nodes, mode, workers, level, message):
+    found = cluster(nodes, Placement(mode, workers))
     assert found.level == level
     assert message in found.message
 

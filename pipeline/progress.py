@@ -47,9 +47,7 @@ class Summary:
     """Whether the outputs of those were removed."""
 
     def __str__(self) -> str:
-        removed = f"{self.removed} removed" + (" (outputs as well)" if self.removed and self.pruned else "")
         lines = [
-            f"dump         {self.new} new, {self.changed} changed, {removed}, {self.unchanged} unchanged",
             f"frames       {self.frames} refined now, {self.done_before} before, {len(self.quarantined)} set aside",
             f"instances    {self.instances}, {self._by_status()}",
             f"patches      {self.patches}"

@@ -92,6 +92,12 @@ def _run(config: RefineConfig, report: RunLog) -> Summary:
         report.run_id = lease.run_id
         facts = _facts(lease, len(listed), refs, difference)
         report.event("start", **facts)
+        if not report.json:
+            removed = f"{len(difference.removed)} removed" + (" (outputs as well)" if gone else "")
+            report.write(
+                f"dump         {difference.new} new, {len(difference.changed)} changed, {removed},"
+                f" {difference.unchanged} unchanged"
+            )
         event = report.event if report.json else None
         progress = Progress(total=len(todo), done_before=difference.unchanged, log=report.write, event=event)
         metrics = flow.Metrics(lease.run_id, config.output, len(todo))

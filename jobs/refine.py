@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from functools import partial
 
@@ -11,11 +12,13 @@ from pipeline.records import InputError
 from pipeline.redaction import redacted
 from pipeline.run import run
 
+INTERRUPTED = "interrupted; the same command goes on from here"
+
 
 def main() -> int:
     """Exit status: 0 when frames were refined or all was done; 1 when nothing could be, or on any fault if strict.
 
-    130 after Ctrl-C.
+    130 after Ctrl-C, 143 after SIGTERM; 2 where a flag is wrong.
     """
     as_text = True
     try:
@@ -28,8 +31,12 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         if as_text:
-            print("interrupted; the same command goes on from here", file=sys.stderr)
+            print(INTERRUPTED, file=sys.stderr)
         return 130
+    except SystemExit as end:  # of SIGTERM; wrong flags and --help end so, too
+        if as_text and end.code == 128 + signal.SIGTERM:
+            print(INTERRUPTED, file=sys.stderr)
+        raise
     if as_text:
         print(summary)
     nothing_done = summary.frames + summary.done_before == 0

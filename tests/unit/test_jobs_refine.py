@@ -1,6 +1,8 @@
 """The refine job as a user meets it on the command line: what it prints, how it exits, what it leaves behind."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -105,6 +107,12 @@ def test_control_c_is_one_line_and_the_next_run_goes_on(run, flags, tmp_path, mo
     assert error == "interrupted; the same command goes on from here\n"
     monkeypatch.setattr(flow, "run_local", original)
     assert "2 refined now, 1 before" in run(*flags(frames_per_block=1))[1]
+
+
+def test_sigterm_as_of_ray_job_stop_is_told_like_control_c(run, flags, monkeypatch):
+    monkeypatch.setattr(flow, "run_local", lambda plan: os.kill(os.getpid(), signal.SIGTERM))
+    status, _, error = run(*flags())
+    assert (status, error) == (143, "interrupted; the same command goes on from here\n")
 
 
 def test_a_frame_set_aside_fails_the_job_only_if_strict_or_alone(run, flags, dump):

@@ -30,6 +30,8 @@ def input_format(predictions: str, form: Format | Literal["auto"]) -> Format:
             return "cityscapes"
         if any(not found.startswith("_ledger/") for found in storage.find(path, (".parquet",))):
             return "parquet"
+        if storage.exists(refined := storage.join(path, CocoWriter.result)):
+            raise InputError(f"{path}: COCO results are given by their file; expected {refined}")
     raise InputError(f"{path}: expected a folder with *_pred.txt files, a results .json, or .parquet; or give --format")
 
 

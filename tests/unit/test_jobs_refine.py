@@ -293,11 +293,13 @@ def test_a_folder_named_as_a_json_file_is_no_such_file(run, flags, tmp_path):
     assert _is_one_line(error, f"{tmp_path}/folder.json: no such file")
 
 
-def test_the_folder_of_a_coco_output_is_not_taken_for_parquet(run, flags, tmp_path):
+def test_the_folder_of_a_coco_output_is_answered_with_the_file_that_is_meant(run, flags, tmp_path):
     assert run(*flags("coco", limit=1))[0] == 0
     status, _, error = run(*flags(predictions=tmp_path / "out", output="again"))
     assert status == 1
-    assert _is_one_line(error, f"{tmp_path}/out: expected a folder with *_pred.txt files, a results .json, or .parquet")
+    assert _is_one_line(
+        error, f"{tmp_path}/out: COCO results are given by their file; expected {tmp_path}/out/refined.json"
+    )
 
 
 def _another_network(path):

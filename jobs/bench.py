@@ -17,8 +17,8 @@ import numpy as np
 import torch
 import tyro
 
-from model.backend import Precision, UnsupportedError
-from model.bundled import CheckpointError
+from jobs import ended
+from model.backend import Precision
 from model.rates import rates, table
 from model.refiner import Refiner
 from pipeline import demo_dump, storage
@@ -106,27 +106,26 @@ class BenchConfig:
 
 
 def main() -> int:
-    """Exit status 1 where a smoke run fails, or nothing could be measured."""
+    """Exit status: 1 where a smoke run fails, or nothing could be measured; 130 after Ctrl-C."""
+    return ended(_bench)
+
+
+def _bench() -> int:
     config = tyro.cli(BenchConfig)
     modes = {"network": network, "memory": memory, "prepare": prepare, "scale": scale, "feed": feed, "smoke": smoke}
     chosen = [name for name in modes if getattr(config, name)]
     if len(chosen) > 1:
-        print(f"error: expected one of --{' and --'.join(chosen)}", file=sys.stderr)
-        return 1
+        raise InputError(f"expected one of --{' and --'.join(chosen)}")
+    for path in (config.json, config.plot):
+        if path:
+            check_writable(path)
+    results = Results()
     with tempfile.TemporaryDirectory() as folder:
-        results = Results()
-        try:
-            for path in (config.json, config.plot):
-                if path:
-                    check_writable(path)
-            status = (modes[chosen[0]] if chosen else stages_and_job)(config, Path(folder), results)
-            if config.json:
-                storage.put(config.json, (json.dumps(results.plain(), indent=1) + "\n").encode())
-            if config.plot:
-                storage.put(config.plot, svg(results.charts()).encode())
-        except (InputError, CheckpointError, UnsupportedError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        status = (modes[chosen[0]] if chosen else stages_and_job)(config, Path(folder), results)
+    if config.json:
+        storage.put(config.json, (json.dumps(results.plain(), indent=1) + "\n").encode())
+    if config.plot:
+        storage.put(config.plot, svg(results.charts()).encode())
     return status
 
 

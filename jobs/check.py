@@ -5,23 +5,19 @@ from __future__ import annotations
 import json
 import sys
 
+from jobs import ended
 from pipeline.config import parse
 from pipeline.preflight import CheckConfig, check
-from pipeline.records import InputError
-from pipeline.redaction import redacted
 
 
 def main() -> int:
     """Exit status: 0 when no check found an error, 1 otherwise; 130 after Ctrl-C."""
-    try:
-        config = parse(CheckConfig, sys.argv[1:])
-        report = check(config)
-    except (InputError, OSError) as error:
-        print(redacted(f"error: {error}"), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return ended(_check)
+
+
+def _check() -> int:
+    config = parse(CheckConfig, sys.argv[1:])
+    report = check(config)
     print(json.dumps(report.as_json(), indent=1) if config.json else report)
     return int(report.failed)
 

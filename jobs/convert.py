@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import sys
 
+from jobs import ended
 from pipeline.config import parse
 from pipeline.conversion import ConvertConfig, convert
-from pipeline.records import InputError
-from pipeline.redaction import redacted
 
 
 def main() -> int:
     """Exit status: 0 when the json has been written, 1 otherwise; 130 after Ctrl-C."""
-    try:
-        converted = convert(parse(ConvertConfig, sys.argv[1:]))
-    except (InputError, OSError) as error:
-        print(redacted(f"error: {error}"), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
-    print(converted)
+    return ended(_convert, "interrupted; nothing was written")
+
+
+def _convert() -> int:
+    print(convert(parse(ConvertConfig, sys.argv[1:])))
     return 0
 
 

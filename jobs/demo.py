@@ -9,11 +9,9 @@ from dataclasses import dataclass
 
 import tyro
 
-from model.bundled import CheckpointError
+from jobs import ended
 from pipeline import demo_dump
 from pipeline.config import RefineConfig
-from pipeline.records import InputError
-from pipeline.redaction import redacted
 from pipeline.report import write_picture, write_report
 from pipeline.run import run
 
@@ -35,30 +33,30 @@ class DemoConfig:
 
 
 def main() -> int:
-    """Exit status: 0 when all five were refined, else 1."""
+    """Exit status: 0 when all five were refined, else 1; 130 after Ctrl-C."""
+    return ended(_demo)
+
+
+def _demo() -> int:
     config = tyro.cli(DemoConfig)
     root = config.output.rstrip("/")
-    try:
-        demo_dump.write_dump(root)
-        summary = run(
-            RefineConfig(
-                predictions=f"{root}/{demo_dump.COARSE}",
-                images=f"{root}/{demo_dump.IMAGES}",
-                output=f"{root}/{demo_dump.REFINED}",
-                checkpoint=config.checkpoint,
-                local=config.local,
-            )
+    demo_dump.write_dump(root)
+    summary = run(
+        RefineConfig(
+            predictions=f"{root}/{demo_dump.COARSE}",
+            images=f"{root}/{demo_dump.IMAGES}",
+            output=f"{root}/{demo_dump.REFINED}",
+            checkpoint=config.checkpoint,
+            local=config.local,
         )
-        print(summary)
-        if not summary.frames:
-            return 1
-        facts = demo_dump.facts(summary, os.path.basename(config.checkpoint))
-        write_report(f"{root}/report.html", demo_dump.report_frames(root), TITLE, facts)
-        if config.picture:
-            write_picture(config.picture, itertools.islice(demo_dump.report_frames(root), 3))
-    except (InputError, CheckpointError, OSError) as error:
-        print(redacted(f"error: {error}"), file=sys.stderr)
+    )
+    print(summary)
+    if not summary.frames:
         return 1
+    facts = demo_dump.facts(summary, os.path.basename(config.checkpoint))
+    write_report(f"{root}/report.html", demo_dump.report_frames(root), TITLE, facts)
+    if config.picture:
+        write_picture(config.picture, itertools.islice(demo_dump.report_frames(root), 3))
     print(f"report       {root}/report.html")
     return 1 if summary.quarantined else 0
 

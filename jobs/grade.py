@@ -9,9 +9,9 @@ from itertools import chain
 
 import numpy as np
 
+from jobs import ended
 from model import Refiner
-from model.backend import Precision, UnsupportedError
-from model.bundled import CheckpointError
+from model.backend import Precision
 from model.coarsen import KINDS
 from pipeline import storage
 from pipeline.bounds import check_bounds, check_nms_threshold
@@ -23,7 +23,6 @@ from pipeline.pareto import BASELINE, SETTINGS, WEIGHTS, WITH_SECOND, network_of
 from pipeline.pareto_report import plot, points
 from pipeline.pareto_report import table as pareto_table
 from pipeline.records import InputError
-from pipeline.redaction import redacted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +70,22 @@ class GradeConfig:
 
 
 def main() -> int:
-    """Exit status: 0 when objects were graded, also where some images were set aside; 1 when none could be."""
+    """Exit status: 0 when objects were graded, also where some images were set aside; 1 when none could be.
+
+    130 after Ctrl-C.
+    """
+    return ended(_grade)
+
+
+def _grade() -> int:
     aside: list[str] = []
-    try:
-        config = parse(GradeConfig, sys.argv[1:])
-        if config.second_checkpoint and not config.pareto:
-            raise InputError("second_checkpoint is tried by --pareto alone: expected both")
-        if config.pareto:
-            compare(config, config.pareto, aside)
-        else:
-            score(config, aside)
-    except (InputError, CheckpointError, UnsupportedError, OSError) as error:
-        print(redacted(f"error: {error}"), file=sys.stderr)
-        return 1
+    config = parse(GradeConfig, sys.argv[1:])
+    if config.second_checkpoint and not config.pareto:
+        raise InputError("second_checkpoint is tried by --pareto alone: expected both")
+    if config.pareto:
+        compare(config, config.pareto, aside)
+    else:
+        score(config, aside)
     for reason in aside:
         print(f"set aside    {reason}")
     if aside:

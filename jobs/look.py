@@ -6,11 +6,10 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
+from jobs import ended
 from pipeline.bounds import check_bounds
 from pipeline.config import parse
 from pipeline.contact_sheet import contact_sheet
-from pipeline.records import InputError
-from pipeline.redaction import redacted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +33,13 @@ class LookConfig:
 
 
 def main() -> int:
-    """Exit status: 0 when the picture has been written, 1 otherwise."""
-    try:
-        config = parse(LookConfig, sys.argv[1:])
-        contact_sheet(config.data, config.output, config.split, config.count, config.seed)
-    except (InputError, OSError) as error:
-        print(redacted(f"error: {error}"), file=sys.stderr)
-        return 1
+    """Exit status: 0 when the picture has been written, 1 otherwise; 130 after Ctrl-C."""
+    return ended(_look)
+
+
+def _look() -> int:
+    config = parse(LookConfig, sys.argv[1:])
+    contact_sheet(config.data, config.output, config.split, config.count, config.seed)
     print(f"wrote {config.output}")
     return 0
 

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import sys
 
+from jobs import ended
 from pipeline.config import parse
 from pipeline.preparation import prepare
-from pipeline.records import InputError
-from pipeline.redaction import redacted
 from pipeline.training_patches import PrepareConfig
 
 
 def main() -> int:
     """Exit status: 0 when there are patches; 1 when there are none, or on any fault if strict; 130 after Ctrl-C."""
-    try:
-        config = parse(PrepareConfig, sys.argv[1:])
-        prepared = prepare(config)
-    except (InputError, OSError) as error:
-        print(redacted(f"error: {error}"), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    return ended(_prepare, "interrupted; the same command goes on from here")
+
+
+def _prepare() -> int:
+    config = parse(PrepareConfig, sys.argv[1:])
+    prepared = prepare(config)
     print(prepared)
     return 1 if not prepared.card["shards"] or (config.strict and prepared.aside) else 0
 

@@ -8,26 +8,22 @@ import sys
 import time
 from collections.abc import Iterator
 
+from jobs import ended
 from pipeline.config import parse
-from pipeline.records import InputError
-from pipeline.redaction import redacted
 from pipeline.status import Status, StatusConfig, StatusReader
 
 
 def main() -> int:
     """Exit status: 0 when the output has a ledger, and a watched run has finished; else 1, or 130 after Ctrl-C."""
-    try:
-        config = parse(StatusConfig, sys.argv[1:])
-        reader = StatusReader(config.output)
-        if config.watch:
-            return 0 if _show(_looks(reader, config.every), config.json) else 1
-        status = reader.read()
-    except (InputError, OSError) as error:
-        print(redacted(f"error: {error}"), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return ended(_status)
+
+
+def _status() -> int:
+    config = parse(StatusConfig, sys.argv[1:])
+    reader = StatusReader(config.output)
+    if config.watch:
+        return 0 if _show(_looks(reader, config.every), config.json) else 1
+    status = reader.read()
     print(json.dumps(status.as_json(), indent=1) if config.json else status)
     return 0
 

@@ -16,7 +16,7 @@ from model.hrnet import RefinementNetwork, fold, pad_channels
 from model.parts import Parts
 
 if TYPE_CHECKING:
-    from pipeline.stages import GuardConfig
+    from pipeline.guard import GuardConfig
 
 CPU_BATCH = {"openvino": 4, "torch": 16}
 """Patches of a batch on a CPU in fp32, twice as many in 16 bits: the smallest that come near the full rate."""

@@ -6,7 +6,6 @@ import json
 import posixpath
 import sys
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,8 +14,8 @@ import numpy as np
 
 from pipeline import rle, storage
 from pipeline.formats.coco import image_file_name
-from pipeline.formats.mask_png import PNG_SIGNATURE, plain_png
 from pipeline.identity import digest
+from pipeline.images import decoded
 from pipeline.records import FrameRef, InputError, cut_to_box
 
 CITYSCAPES_CLASSES = {
@@ -273,11 +272,7 @@ class CityscapesTruth:
 
 def read_instance_ids(url: str) -> np.ndarray:
     """A Cityscapes `instanceIds` image (H, W): label id, or label id * 1000 + number for an object told apart."""
-    ids, data = None, storage.read(url)
-    if data.startswith(PNG_SIGNATURE):
-        data = plain_png(data) or b""
-    with suppress(cv2.error):  # an empty file, or one with more pixels than OpenCV takes
-        ids = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    ids = decoded(storage.read(url), cv2.IMREAD_UNCHANGED)
     if ids is None or ids.ndim != 2:
         raise InputError(f"{url}: expected a PNG with one channel of instance ids")
     return ids

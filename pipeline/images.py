@@ -1,14 +1,18 @@
-"""Image files as arrays."""
+"""Image files of others as arrays."""
 
 from __future__ import annotations
+
+from contextlib import suppress
 
 import cv2
 import numpy as np
 
 from pipeline import storage
-from pipeline.formats.mask_png import PNG_SIGNATURE, plain_png
 from pipeline.limits import check_image
 from pipeline.records import InputError
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
 
 
 def decode_image(url: str, memory_bytes: int | None = None) -> np.ndarray:
@@ -19,12 +23,33 @@ def decode_image(url: str, memory_bytes: int | None = None) -> np.ndarray:
     data = storage.read(url)
     if memory_bytes is not None:
         check_image(url, data, memory_bytes)
-    if data.startswith(PNG_SIGNATURE):
-        data = plain_png(data) or b""
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error:  # an empty file
-        image = None
+    image = decoded(data, cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise InputError(f"{url}: expected an image that OpenCV can decode")
     return image
+
+
+def decoded(data: bytes, flags: int) -> np.ndarray | None:
+    """The image in the bytes of a file as OpenCV decodes it with these flags; None where it cannot."""
+    if data.startswith(PNG_SIGNATURE):
+        # OpenCV takes memory for a part of a PNG as long as the part says it is, gigabytes for a file of 100 bytes, and
+        # unpacks animations and colour profiles that nobody asked for.
+        data = _plain_png(data) or b""
+    with suppress(cv2.error):  # an empty file, or one with more pixels than OpenCV takes
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    return None
+
+
+def _plain_png(data: bytes) -> bytes | None:
+    """The PNG without all that is not its pixels; None where its parts do not fit into it, or it has no end."""
+    kept, position, kind = [PNG_SIGNATURE], len(PNG_SIGNATURE), b""
+    while kind != b"IEND":
+        length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        end = position + 12 + length
+        # One header, in front, as the size was read from there.
+        if end > len(data) or (kind == b"IHDR") != (len(kept) == 1):
+            return None
+        if kind in _PIXELS or kind == b"IEND":
+            kept.append(data[position:end])
+        position = end
+    return b"".join(kept)

@@ -44,9 +44,14 @@ class Cutting:
     parity: bool = False
 
     @property
+    def side_px(self) -> int:
+        """Side of a patch as the network takes it, with the padding."""
+        return self.patch_px + 2 * self.padding
+
+    @property
     def patch_bytes(self) -> int:
         """Bytes of a patch on its way to the network."""
-        return 4 * (self.patch_px + 2 * self.padding) ** 2
+        return 4 * self.side_px**2
 
 
 def cut(
@@ -83,8 +88,7 @@ def crop_all(
     image: np.ndarray, instances: Sequence[Instance], boxes: Sequence[np.ndarray], cutting: Cutting
 ) -> np.ndarray:
     """The patches (N, P, P, 4) uint8 of all instances, P with the padding."""
-    side = cutting.patch_px + 2 * cutting.padding
-    patches = [np.zeros((0, side, side, 4), np.uint8)]
+    patches = [np.zeros((0, cutting.side_px, cutting.side_px, 4), np.uint8)]
     for instance, placed in zip(instances, boxes):
         if len(placed):
             patches.append(crop(image, instance.mask, instance.origin, placed, cutting.padding))
@@ -104,7 +108,7 @@ def extract(
     A frame with more than IN_PIECES patches has none here.
     """
     work = Work(ref.frame_id, file_name=ref.file_name)
-    patches = np.zeros((0, *(cutting.patch_px + 2 * cutting.padding,) * 2, 4), np.uint8)
+    patches = np.zeros((0, cutting.side_px, cutting.side_px, 4), np.uint8)
     with work.timed("extract"):
         try:
             image = decode_image(storage.join(images, ref.file_name), limits.memory_bytes)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline import storage
-from pipeline.records import Frame, InputError
+from pipeline.records import Frame, fault
 
 
 @dataclass(slots=True)
@@ -71,9 +71,8 @@ class Work:
 
     def set_aside(self, error: Exception) -> None:
         """Note why the frame cannot be finished, and let go of what was made of it."""
-        if not isinstance(error, InputError):
-            error = InputError(f"{self.file_name}: {type(error).__name__}: {' '.join(str(error).split())}")
-        self.error, self.frame, self.boxes, self.sealed, self.in_pieces = str(error), None, [], b"", False
+        self.error = fault(self.file_name, error)
+        self.frame, self.boxes, self.sealed, self.in_pieces = None, [], b"", False
 
 
 @dataclass(frozen=True, slots=True)

@@ -309,7 +309,7 @@ class _RefineActor:
         works, sealed = unpickled(batch["work"]), batch["sealed"]
         if any(work.in_pieces for work in works):
             works, sealed = works_in(batch), None
-        side = self.stages.cutting.patch_px + 2 * self.stages.cutting.padding
+        side = self.stages.cutting.side_px
         patches = unpacked(batch["patches"], (side, side, 4), np.uint8)
         with _attempt(self.attempts, "refine", works[0].frame_id) as earlier:
             if earlier >= _SUSPECT:

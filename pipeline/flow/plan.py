@@ -122,7 +122,7 @@ class Stages:
         return work, probabilities
 
     def _no_patches(self) -> np.ndarray:
-        side = self.cutting.patch_px + 2 * self.cutting.padding
+        side = self.cutting.side_px
         return np.zeros((0, side, side, 4), np.uint8)
 
 

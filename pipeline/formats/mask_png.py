@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import struct
-from contextlib import suppress
 from functools import lru_cache
 
 import cv2
 import numpy as np
 from zlib_ng import zlib_ng
 
+from pipeline.images import PNG_SIGNATURE, decoded
 from pipeline.records import InputError, cut_to_box
-
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
 
 
 def largest_png(width: int, height: int) -> int:
@@ -35,32 +32,10 @@ def decode_png(url: str, data: bytes, width: int, height: int) -> tuple[np.ndarr
         raise InputError(f"{url}: mask of {size[0]} x {size[1]} pixels, expected {width} x {height} as the image")
     if found := _decode_sub_filtered(data, width, height):
         return found
-    mask, plain = None, plain_png(data)
-    if plain is not None:
-        with suppress(cv2.error):
-            mask = cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_UNCHANGED)
+    mask = decoded(data, cv2.IMREAD_UNCHANGED)
     if mask is None or mask.shape[:2] != (height, width):
         raise InputError(f"{url}: expected a PNG that can be decoded")
     return cut_to_box(mask if mask.ndim == 2 else (mask[:, :, :3] != 0).any(axis=2))
-
-
-def plain_png(data: bytes) -> bytes | None:
-    """The PNG without all that is not its pixels; None where its parts do not fit into it, or it has no end.
-
-    To be called before OpenCV decodes a PNG of others: OpenCV takes memory for a part as long as the part says it is,
-    gigabytes for a file of 100 bytes, and unpacks animations and colour profiles that nobody asked for.
-    """
-    kept, position, kind = [PNG_SIGNATURE], len(PNG_SIGNATURE), b""
-    while kind != b"IEND":
-        length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
-        end = position + 12 + length
-        # One header, in front, as the size was read from there.
-        if end > len(data) or (kind == b"IHDR") != (len(kept) == 1):
-            return None
-        if kind in _PIXELS or kind == b"IEND":
-            kept.append(data[position:end])
-        position = end
-    return b"".join(kept)
 
 
 def _decode_sub_filtered(data: bytes, width: int, height: int) -> tuple[np.ndarray, tuple[int, int]] | None:

@@ -60,6 +60,8 @@ class Ledger:
         """Frame id of every finished frame -> what its inputs were (`pipeline.identity`); empty where unknown."""
         self.aside: dict[str, str] = {}
         """Frame id of every frame set aside -> why."""
+        self.anew = False
+        """Whether what earlier runs have done counts for nothing: they had another fingerprint, or it is a restart."""
         self.withdrawn: set[str] = set()
         """Frames whose inputs changed after they were finished, and that no run has finished since."""
         self._renewed: dict[str, list[str]] = {}
@@ -91,6 +93,7 @@ class Ledger:
         if data is None:
             return
         before = _parse(run, data)
+        self.anew = restart or before != fingerprint
         self._newest = max((int(name.split(".")[0]) for name in self._numbered()), default=0)
         gone = _withdrawn(self.root)
         # A segment cut short by a power loss only costs the work of its last frames.
@@ -111,15 +114,13 @@ class Ledger:
                 f"{run}: this output was made with {key} = {before.get(key)!r}, not {fingerprint.get(key)!r}; {advice}"
             )
 
-    def start(self, fingerprint: dict[str, Any], *, restart: bool = False) -> None:
-        """Write under which fingerprint frames are refined from now on; those of another are forgotten, or all."""
+    def start(self, fingerprint: dict[str, Any]) -> None:
+        """Write under which fingerprint frames are refined from now on, and forget what counts for nothing (`anew`)."""
         self._started = True
-        run = f"{self.root}/run.json"
-        data = storage.read_if_there(run)
-        before = _parse(run, data) if data is not None else None
-        if before == fingerprint and not restart:
+        there = storage.exists(f"{self.root}/run.json")
+        if there and not self.anew:
             return
-        if before is not None:
+        if there:
             for name in self._numbered():
                 storage.remove(f"{self.root}/{name}")
             self._put_json("identities.json", {})

@@ -76,11 +76,11 @@ def _run(config: RefineConfig, report: RunLog) -> Summary:
         if not listed:
             raise InputError(f"{config.predictions}: no frame found, read as {form}")
         refs = listed[: config.limit]
-        if config.restart:
+        if ledger.anew:
             before = [*ledger.parts, *ledger.withdrawn]
             ledger.withdraw(before, [])
             _take_back(ledger, writer, refs, before)
-        ledger.start(settings, restart=config.restart)
+        ledger.start(settings)
         ledger.forget_others({ref.frame_id for ref in listed})
         difference = compare(refs, listed, ledger)
         gone = difference.removed if config.prune else []

@@ -231,6 +231,28 @@ def test_a_restart_under_other_settings_ends_with_the_bytes_of_a_fresh_run(
     assert again.new == again.changed == 0
 
 
+def test_a_restart_that_was_killed_may_be_finished_without_asking_for_it_again(
+    tmp_path, dump, checkpoint_path, refined, monkeypatch
+):
+    _run(_config(dump, "cityscapes", tmp_path / "out", checkpoint_path))
+    _entries(dump, lambda number, count: None if number == 0 else count)
+    config = _config(dump, "cityscapes", tmp_path / "out", checkpoint_path, nms_threshold=0.3)
+    remove = storage.remove
+
+    def ends_before_the_first_mask(url):
+        if url.endswith(".png"):
+            raise KeyboardInterrupt
+        remove(url)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove", ends_before_the_first_mask)
+        with pytest.raises(KeyboardInterrupt):
+            _run(replace(config, restart=True))
+    _run(config)
+    _run(replace(config, output=str(tmp_path / "whole")))
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
 def test_a_row_that_moved_in_its_parquet_file_has_not_changed_and_is_not_read_again(
     tmp_path, dump, checkpoint_path, refined, monkeypatch
 ):

@@ -174,7 +174,7 @@ def test_a_restart_forgets_everything_also_under_other_settings(tmp_path, ledger
     again = Ledger(str(tmp_path))
     again.load({"weights": "xyz"}, restart=True)
     assert set(again.parts) == {"a"}
-    again.start({"weights": "xyz"}, restart=True)
+    again.start({"weights": "xyz"})
     assert again.parts == again.aside == {}
     assert not list(read_receipts(str(tmp_path)))
     assert _reopened(tmp_path, {"weights": "xyz"}).parts == {}

@@ -167,17 +167,21 @@ class Ledger:
         """Keep what is known of a run, under a name of its own below the ledger."""
         self._put_json(name, dict(facts))
 
-    def finished(self) -> str | None:
-        """The key under which the final output was last written, None where it never was or that is not known."""
+    def finished(self) -> tuple[str | None, list[str]]:
+        """The key under which the final output was last written, and its files.
+
+        The key is None where it never was, or that is not known.
+        """
         url = f"{self.root}/finished.json"
         data = storage.read_if_there(url)
         with suppress(InputError):
-            return _parse(url, data).get("key") if data is not None else None
-        return None
+            found = _parse(url, data) if data is not None else {}
+            return found.get("key"), found.get("files", [])
+        return None, []
 
-    def note_finished(self, key: str | None) -> None:
-        """Keep the key of the final output as it is now; None while it is being written."""
-        self._put_json("finished.json", {"key": key})
+    def note_finished(self, key: str | None, files: Sequence[str] = ()) -> None:
+        """Keep the key of the final output as it is now, and its files; None while it is being written."""
+        self._put_json("finished.json", {"key": key, "files": list(files)})
 
     def record(self, receipts: Iterable[Receipt]) -> None:
         """Take note of finished frames; they are on storage with the next `flush`, for which it may be time."""

@@ -158,15 +158,16 @@ def _finish(ledger: Ledger, writer: Writer, refs: Sequence[FrameRef], confirm: C
     """
     if not writer.result:
         return
-    before, there = ledger.finished(), storage.exists(storage.join(ledger.output, writer.result))
+    before, files = ledger.finished()
+    there = storage.exists(storage.join(ledger.output, writer.result))
     if before is None and not there and not any(ref.frame_id in ledger.parts for ref in refs):
         return
     key = _key(refs, ledger.parts)
     confirm()
-    if key != before or not there:
+    if key != before or not there or not all(storage.exists(storage.join(ledger.output, path)) for path in files):
         ledger.note_finished(None)
         try:
-            writer.finish(refs, ledger.parts)
+            files = writer.finish(refs, ledger.parts)
         except PartError as error:
             # Where one is lost, others may be, and each would end a run of its own.
             lost = damaged(ledger.output, {*ledger.parts.values()})
@@ -181,7 +182,7 @@ def _finish(ledger: Ledger, writer: Writer, refs: Sequence[FrameRef], confirm: C
             # It may have replaced the other run's, which the next run is to make anew.
             ledger.note_finished(None)
             raise
-        ledger.note_finished(key)
+        ledger.note_finished(key, files)
     confirm()
     sweep(ledger.output, {*ledger.parts.values()})
 

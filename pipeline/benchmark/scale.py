@@ -86,8 +86,8 @@ class NoWriter:
     def commit(self, frames: Sequence[Frame]) -> str:
         return ""
 
-    def finish(self, refs: Sequence[FrameRef], parts: Mapping[str, str]) -> None:
-        pass
+    def finish(self, refs: Sequence[FrameRef], parts: Mapping[str, str]) -> list[str]:
+        return []
 
     def withdraw(self, gone: Sequence[FrameRef], listed: Sequence[FrameRef]) -> None:
         pass

@@ -44,8 +44,10 @@ class Writer(Protocol):
         Returns the path, below the output, of the part that holds them; empty where the frames are the final output.
         """
 
-    def finish(self, refs: Sequence[FrameRef], parts: Mapping[str, str]) -> None:
+    def finish(self, refs: Sequence[FrameRef], parts: Mapping[str, str]) -> list[str]:
         """Make the final output from the parts, from the driver, when all frames are committed.
+
+        Returns the paths of its files, below the output; none where the committed frames are the final output.
 
         `refs` are the frames of the whole dump in order, `parts` says which part holds a frame id; frames it does not
         name were set aside and are left out.

@@ -183,8 +183,9 @@ class CityscapesWriter:
         # A file that was there before is not trusted: only PNGs below the output are the frame's.
         return {path for path in paths if path.endswith(".png") and storage.stays_below(path)}
 
-    def finish(self, refs: Sequence[FrameRef], parts: Mapping[str, str]) -> None:
+    def finish(self, refs: Sequence[FrameRef], parts: Mapping[str, str]) -> list[str]:
         """Nothing: the committed frames are the final output."""
+        return []
 
     def withdraw(self, gone: Sequence[FrameRef], listed: Sequence[FrameRef]) -> None:
         """Remove the PNGs of each frame and then its `_pred.txt`, so that one killed in between can be repeated."""

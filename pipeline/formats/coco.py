@@ -191,13 +191,13 @@ class CocoWriter:
     def commit(self, frames: Sequence[Frame]) -> str:
         return part_files.commit(self.output, frames)
 
-    def finish(self, refs: Sequence[FrameRef], parts: Mapping[str, str]) -> None:
+    def finish(self, refs: Sequence[FrameRef], parts: Mapping[str, str]) -> list[str]:
         """Entries in the order of the input's json, or else by frame; memory is bounded by WINDOW and some parts."""
         held = part_files.Parts(self.output, parts)
         if any(ref.positions for ref in refs):
             with storage.open_write(writable(self.output, "refined.json")) as file:
                 json_list.write(file, _by_position(refs, held))
-            return
+            return ["refined.json"]
         images: list[str] = []
         categories: set[int] = set()
         with storage.open_write(writable(self.output, "refined.json")) as file:
@@ -208,6 +208,7 @@ class CocoWriter:
             file.write(b', "categories": ')
             json_list.write(file, (_dumps({"id": category, "name": str(category)}) for category in sorted(categories)))
             file.write(b"}\n")
+        return ["refined.json", "images.json"]
 
 
 def _check_pattern(pattern: str) -> None:

@@ -172,22 +172,23 @@ class ParquetWriter:
     def commit(self, frames: Sequence[Frame]) -> str:
         return part_files.commit(self.output, frames)
 
-    def finish(self, refs: Sequence[FrameRef], parts: Mapping[str, str]) -> None:
+    def finish(self, refs: Sequence[FrameRef], parts: Mapping[str, str]) -> list[str]:
         """The frames in the order of `refs`, FRAMES_PER_FILE to a file; files of a longer dump are removed."""
         waiting: list[pa.Table] = []
-        written: set[str] = set()
+        written: list[str] = []
         for place, table in part_files.Parts(self.output, parts).in_order(refs):
             waiting.append(_numbered(table.select(FRAME_SCHEMA.names), refs[place].positions))
             if len(waiting) == FRAMES_PER_FILE:
-                written.add(self._write(len(written), waiting))
+                written.append(self._write(len(written), waiting))
                 waiting = []
         if waiting or not written:
-            written.add(self._write(len(written), waiting))
+            written.append(self._write(len(written), waiting))
         found = {*storage.find(self.output, (".parquet",))}
         # Those of a longer dump follow without a gap, and the last goes first, so that a kill leaves none.
         longer = list(takewhile(found.__contains__, map(_file_name, count(len(written)))))
         for path in reversed(longer):
             storage.remove(storage.join(self.output, path))
+        return written
 
     def _write(self, number: int, rows: Sequence[pa.Table]) -> str:
         name = _file_name(number)

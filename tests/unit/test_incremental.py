@@ -267,11 +267,17 @@ def test_a_row_that_moved_in_its_parquet_file_has_not_changed_and_is_not_read_ag
     assert _counts(_run(config)) == (0, 0, 0, 7)
 
 
-def test_a_final_output_that_was_deleted_is_made_again(tmp_path, dump, checkpoint_path, refined):
-    config = _config(dump, "coco", tmp_path / "out", checkpoint_path)
+@pytest.mark.parametrize(
+    ("form", "name"), [("coco", "refined.json"), ("coco", "images.json"), ("parquet", "part-00003.parquet")]
+)
+def test_a_file_of_the_final_output_that_was_deleted_is_made_again(
+    tmp_path, dump, checkpoint_path, refined, monkeypatch, form, name
+):
+    monkeypatch.setattr("pipeline.formats.parquet.FRAMES_PER_FILE", 2)
+    config = _config(dump, "cityscapes", tmp_path / "out", checkpoint_path, output_format=form)
     _run(config)
     before = tree(tmp_path / "out")
-    (tmp_path / "out" / "refined.json").unlink()
+    (tmp_path / "out" / name).unlink()
     _run(config)
     assert tree(tmp_path / "out") == before
 

@@ -111,6 +111,7 @@ def score(config: GradeConfig, aside: list[str]) -> None:
         raise InputError(_none_left(aside))
     print(table(grades, "kind"))
     print(table(grades, "category"))
+    print(f"{sum(not graded.changed for graded in grades)} of {len(grades)} masks came out as they went in")
     if config.output:
         storage.put(config.output, json.dumps([asdict(graded) for graded in grades]).encode())
 

@@ -8,6 +8,10 @@ if TYPE_CHECKING:
 __all__ = ["Refiner"]
 
 
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
 def __getattr__(name: str) -> Any:
     # Loads torch, which takes seconds: only once somebody asks for it.
     if name == "Refiner":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,8 @@ def _read_torch(path: str, data: bytes) -> dict[str, Tensor]:
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each way a file can be broken
-        reason = _reason(error)
+        # torch's own sentence on this advises to run the code.
+        reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else _reason(error)
         raise CheckpointError(f"{path}: not a torch checkpoint that loads without running code ({reason})") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]

@@ -133,9 +133,10 @@ def coarsen(mask: np.ndarray, rng: np.random.Generator, kind: str = "mixed") -> 
     """A coarse mask of one object.
 
     `kind` is one of KINDS at full strength, or `mixed`: up to three kinds at any strength, the mask head's most often,
-    and now and then none at all. `mask` is (H, W) uint8 0/1 and not empty; the result has the same form, is drawn from
-    `rng` alone, and is never empty (damage that would erase the object is not applied).
+    and now and then none at all. `mask` is (H, W) uint8 0/1 or bool, and not empty; the result is uint8 0/1, drawn
+    from `rng` alone, and never empty (damage that would erase the object is not applied).
     """
+    mask = np.ascontiguousarray(mask, np.uint8)
     if kind != "mixed":
         return _damaged(mask, rng, kind, 1.0)
     if rng.random() < UNTOUCHED:

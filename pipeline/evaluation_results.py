@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +85,7 @@ class Results:
 def results(outcome: Outcome) -> Results:
     """Put what was found into numbers."""
     tally, listing = outcome.tally, outcome.listing
-    names = listing.categories if listing else {}
+    names = _distinct_names(listing.categories) if listing else {}
     overall: dict[str, Numbers] = {}
     per_class: dict[str, dict[str, Numbers]] = {}
     notes = [f"{name}: {line}" for name, line in outcome.unpaired.items()]
@@ -115,6 +117,12 @@ def results(outcome: Outcome) -> Results:
         dict(sorted(tally.aside.items())),
         outcome.wall_s,
     )
+
+
+def _distinct_names(categories: Mapping[int, str]) -> dict[int, str]:
+    """The categories' names by id, those that several have with the id."""
+    uses = Counter(categories.values())
+    return {one: f"{name} ({one})" if uses[name] > 1 else name for one, name in categories.items()}
 
 
 def _fill(

@@ -30,6 +30,8 @@ class Grade:
     kind: str
     coarse: tuple[float, ...]
     refined: tuple[float, ...]
+    changed: bool
+    """Whether the refined mask differs from the coarse one; it does not where the guard rejects it."""
 
     @property
     def worse(self) -> bool:
@@ -119,7 +121,8 @@ def grade(
     for sample in samples(ground_truth, images, kinds, aside, seed, every):
         refined = refine(sample.image, sample.coarse)
         for category, before, after, target in zip(sample.categories, sample.coarse, refined, sample.targets):
-            yield Grade(sample.key, category, sample.kind, scores(before, target), scores(after, target))
+            changed = not np.array_equal(before, after)
+            yield Grade(sample.key, category, sample.kind, scores(before, target), scores(after, target), changed)
 
 
 def table(grades: Sequence[Grade], by: str = "kind") -> str:

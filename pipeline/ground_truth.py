@@ -225,6 +225,8 @@ def _instance(entry: dict[str, Any], width: int, height: int) -> TrueInstance:
     area = entry["area"]
     if area is not None and not (type(area) in (int, float) and abs(area) <= sys.float_info.max):
         raise InputError(f"area {area!r:.40}, expected a finite number")
+    if entry["iscrowd"] not in (None, 0, 1):
+        raise InputError(f"iscrowd {entry['iscrowd']!r:.40}, expected 0 or 1")
     if isinstance(segmentation, dict):
         mask, origin = rle.decode(segmentation.get("counts"), segmentation.get("size"), width, height)
     else:

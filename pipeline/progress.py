@@ -140,12 +140,15 @@ class Progress:
         count = self.frames + self.quarantined
         since_first = self.first and self._rate(self.first.at, count - self.first.frames)
         rate = since_first or count / max(self.last - self.started, 1e-3)
-        eta_s = (self.total - count) / rate
+        # Until a second block is there, the rate is that of starting up.
+        eta_s = (self.total - count) / rate if since_first or not self.first or finished else None
         if self.event is not None:
             numbers: dict[str, Any] = {"frames": count, "of": self.total, "set_aside": self.quarantined}
-            self.event("progress", **numbers, frames_per_s=round(rate, 3), eta_s=round(eta_s, 1))
+            known = {} if eta_s is None else {"eta_s": round(eta_s, 1)}
+            self.event("progress", **numbers, frames_per_s=round(rate, 3), **known)
             return
-        line = f"{self.verb} {count}/{self.total}  {rate:.1f} frames/s  set aside {self.quarantined}  eta {eta_s:.0f}s"
+        eta = "" if eta_s is None else f"  eta {eta_s:.0f}s"
+        line = f"{self.verb} {count}/{self.total}  {rate:.1f} frames/s  set aside {self.quarantined}{eta}"
         if self.live:
             print(f"\r{line}\033[K", end="\n" if finished else "", file=sys.stderr, flush=True)
         else:

@@ -26,6 +26,13 @@ def test_every_kind_of_failure_changes_the_boundary_but_not_the_object(precise, 
     assert 0.6 < min(ious) < 1.0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_of_bool_and_in_the_order_of_pycocotools_are_coarsened_alike(precise, kind):
+    expected = coarsen(precise, np.random.default_rng(0), kind)
+    for same in (precise.astype(bool), np.asfortranarray(precise)):
+        assert np.array_equal(coarsen(same, np.random.default_rng(0), kind), expected)
+
+
 @pytest.mark.parametrize("kind", ["mask_head", "polygon", "grow", "wobble", "smooth", "shift"])
 def test_less_strength_does_less_damage(precise, kind):
     weak, full = (

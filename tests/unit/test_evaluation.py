@@ -67,6 +67,15 @@ def test_mask_ap_of_both_dumps_is_what_pycocotools_says(truth, refined):
     assert found.overall[REFINED]["boundary AP"] > found.overall[COARSE]["boundary AP"]
 
 
+def test_classes_of_one_name_are_told_apart_by_their_ids(truth):
+    content = json.loads(truth.read_text())
+    content["categories"][1]["name"] = "thing"
+    content["annotations"][2]["category_id"] = 2
+    truth.write_text(json.dumps(content))
+    found = _evaluate(truth, ground_truth=str(truth), coarse=str(predict(truth)))
+    assert set(found.per_class) == {"thing (1)", "thing (2)"}
+
+
 def test_sizes_are_those_of_masks_whatever_boxes_a_file_gives(truth):
     plain = predict(truth)
     boxed = truth.with_name("boxed.json")

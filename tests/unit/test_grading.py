@@ -1,4 +1,5 @@
 import json
+import re
 import sys
 
 import cv2
@@ -23,7 +24,7 @@ def _grade(truth, refine, kinds=("grow", "wobble"), aside=None, **settings):
 def test_a_refiner_that_does_nothing_leaves_every_score(truth):
     grades = _grade(truth, lambda image, masks: masks)
     assert len(grades) == 6
-    assert all(one.coarse == one.refined and not one.worse for one in grades)
+    assert all(one.coarse == one.refined and not one.worse and not one.changed for one in grades)
     assert all(0.5 < one.coarse[0] < 1 for one in grades)
 
 
@@ -42,7 +43,7 @@ def test_a_perfect_refiner_scores_one_everywhere(truth):
 
 def test_a_refiner_that_destroys_masks_is_seen_in_the_share_of_worse_objects(truth):
     grades = _grade(truth, lambda image, masks: masks * 0)
-    assert all(one.worse for one in grades)
+    assert all(one.worse and one.changed for one in grades)
     assert table(grades).splitlines()[-1].endswith("100.0%")
 
 
@@ -101,6 +102,7 @@ def test_the_job_names_what_it_set_aside_and_fails_where_nothing_is_left(run, tm
     printed = capsys.readouterr().out
     assert printed.count("set aside    frame") == 3
     assert "3 images were set aside and count in no number" in printed
+    assert re.search(r"^\d+ of \d+ masks came out as they went in$", printed, re.MULTILINE)
     assert {one["key"] for one in json.loads((tmp_path / "grades.json").read_text())} == {"frame3"}
     (truth.parent / "images" / "frame3.png").unlink()
     assert run(truth) == 1

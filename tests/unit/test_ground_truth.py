@@ -70,7 +70,11 @@ def test_an_annotation_with_a_wrong_mask_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("other", "message"),
-    [({"category_id": "cat"}, "category_id 'cat', expected a whole number"), ({"area": "1"}, "area '1', expected a")],
+    [
+        ({"category_id": "cat"}, "category_id 'cat', expected a whole number"),
+        ({"area": "1"}, "area '1', expected a"),
+        ({"iscrowd": "0"}, "iscrowd '0', expected 0 or 1"),
+    ],
 )
 def test_an_annotation_with_a_wrong_value_is_named(tmp_path, other, message):
     annotation = {"id": 5, "image_id": 7, "category_id": 3, "segmentation": [[1, 1, 9, 1, 9, 9]]} | other

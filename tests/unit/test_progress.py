@@ -19,12 +19,12 @@ def _progress(monkeypatch, times, **settings):
     return Progress(**{"total": 6, "done_before": 4, "log": lines.append} | settings), lines
 
 
-def test_the_line_has_rate_eta_and_frames_set_aside(monkeypatch):
+def test_the_line_has_rate_and_frames_set_aside_and_once_blocks_follow_each_other_an_eta(monkeypatch):
     shown, lines = _progress(monkeypatch, [0.0, 30.0, 41.0, 42.0])
     shown.live = False
     shown.update([_receipt("a", refined_at=20.0), _receipt("b", error="broken", refined_at=20.0)])
     shown.update([_receipt("c"), _receipt("d")])
-    assert lines[0] == "refine 2/6  0.1 frames/s  set aside 1  eta 60s"
+    assert lines[0] == "refine 2/6  0.1 frames/s  set aside 1"
     assert lines[1] == "refine 4/6  0.1 frames/s  set aside 1  eta 21s"
     shown.update([_receipt("e"), _receipt("f")])
     assert lines[2] == "refine 6/6  0.2 frames/s  set aside 1  eta 0s"

@@ -11,11 +11,14 @@ from pipeline.records import InputError
 from pipeline.redaction import redacted
 
 
-def ended(job: Callable[[], int], interrupted: str = "interrupted") -> int:
-    """The exit status of a job: what it returns; 1 after an error that says what was expected; 130 after Ctrl-C."""
+def ended(job: Callable[[], int], *also: type[Exception], interrupted: str = "interrupted") -> int:
+    """The exit status of a job: what it returns; 1 after an error that says what was expected; 130 after Ctrl-C.
+
+    `also` are kinds of such errors that only this job knows.
+    """
     try:
         return job()
-    except (InputError, CheckpointError, UnsupportedError, OSError) as error:
+    except (InputError, CheckpointError, UnsupportedError, OSError, *also) as error:
         print(redacted(f"error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:

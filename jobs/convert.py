@@ -11,7 +11,7 @@ from pipeline.conversion import ConvertConfig, convert
 
 def main() -> int:
     """Exit status: 0 when the json has been written, 1 otherwise; 130 after Ctrl-C."""
-    return ended(_convert, "interrupted; nothing was written")
+    return ended(_convert, interrupted="interrupted; nothing was written")
 
 
 def _convert() -> int:

@@ -12,7 +12,7 @@ from pipeline.training_patches import PrepareConfig
 
 def main() -> int:
     """Exit status: 0 when there are patches; 1 when there are none, or on any fault if strict; 130 after Ctrl-C."""
-    return ended(_prepare, "interrupted; the same command goes on from here")
+    return ended(_prepare, interrupted="interrupted; the same command goes on from here")
 
 
 def _prepare() -> int:

@@ -4,7 +4,7 @@ from pipeline.flow.local import run_local
 from pipeline.flow.metrics import Metrics
 from pipeline.flow.on_ray import map_blocks, run_ray
 from pipeline.flow.plan import Plan, Stages, load_refiner
-from pipeline.flow.session import Placement, ray_cluster, stopped_by_signals, without_gpus
+from pipeline.flow.session import Placement, noted_signals, ray_cluster, stopped_by_signals, without_gpus
 
 __all__ = [
     "Metrics",
@@ -13,6 +13,7 @@ __all__ = [
     "Stages",
     "load_refiner",
     "map_blocks",
+    "noted_signals",
     "ray_cluster",
     "run_local",
     "run_ray",

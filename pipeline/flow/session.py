@@ -192,5 +192,21 @@ def stopped_by_signals() -> Iterator[None]:
             _insisting.pop().cancel()
 
 
+@contextmanager
+def noted_signals(received: list[int]) -> Iterator[None]:
+    """SIGTERM and Ctrl-C are added to a list instead of ending the process; a second one ends it."""
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _end_at_once(pid: int, number: int) -> None:
     os._exit(128 + number)

@@ -28,10 +28,11 @@ def test_what_was_expected_is_one_line_without_secrets(kind, capsys):
 
 
 def test_ctrl_c_is_one_line_and_130(capsys):
-    assert ended(_raising(KeyboardInterrupt()), "interrupted; nothing was written") == 130
+    assert ended(_raising(KeyboardInterrupt()), interrupted="interrupted; nothing was written") == 130
     assert capsys.readouterr().err == "interrupted; nothing was written\n"
 
 
-def test_any_other_exception_is_a_fault_of_the_program_and_keeps_its_traceback():
+def test_any_other_exception_is_a_fault_of_the_program_and_keeps_its_traceback_unless_the_job_knows_it():
     with pytest.raises(ZeroDivisionError):
         ended(lambda: 1 // 0)
+    assert ended(lambda: 1 // 0, ZeroDivisionError) == 1

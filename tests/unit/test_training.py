@@ -23,6 +23,7 @@ from pipeline.config import parse
 from pipeline.patch_dataset import pack, write_shards
 from pipeline.records import InputError
 from pipeline.training import Interrupted, TrainConfig, claimed, prepare, train
+from pipeline.training_on_ray import threads_of
 
 FIT = ["--fit.recipe=adamw", "--fit.warmup-steps=2", "--fit.learning-rate=0.005"]
 SMALL = ["--batch-size=4", "--side-px=32", "--val-every=4", "--checkpoint-every=3", *FIT]
@@ -332,4 +333,4 @@ def test_settings_may_come_from_a_yaml_file_with_groups(tmp_path):
     [([2], 2, (1, 2)), ([16], 4, (4, 4)), ([3, 5], 2, (3, 2)), ([2], 4, (1, 2)), ([0], 1, (1, 0))],
 )
 def test_workers_share_the_cpus_of_each_node(cpus, workers, expected):
-    assert job._threads(cpus, workers) == expected
+    assert threads_of(cpus, workers) == expected

@@ -36,6 +36,8 @@ class Summary:
     """Of the flow, from when the first block left the network to the last frame finished; None for a single block."""
     reasons: dict[str, int]
     """Number of instances that have a reason (`guard.REASONS`), by reason."""
+    arithmetic: tuple[str, ...] = ()
+    """What refined them (`Refiner.arithmetic`); several where machines differ, none where nothing was to do."""
     new: int = 0
     """Frames of the dump that no earlier run on this output has finished."""
     changed: int = 0
@@ -56,6 +58,8 @@ class Summary:
             + "  ".join(f"{stage} {self.seconds.get(stage, 0.0):.1f}" for stage in STAGES)
             + f"  (summed over workers); wall {self.wall_s:.1f}",
         ]
+        if self.arithmetic:
+            lines.insert(3, f"network      {', '.join(self.arithmetic)}")
         for frame_id, error in list(self.quarantined.items())[:5]:
             lines.append(f"set aside    {frame_id}: {error}")
         if len(self.quarantined) > 5:
@@ -168,6 +172,7 @@ class Progress:
             wall_s,
             self.patches_per_s,
             dict(self.reasons),
+            tuple(sorted(self.arithmetic)),
         )
 
     @property

@@ -32,14 +32,16 @@ def test_the_line_has_rate_and_frames_set_aside_and_once_blocks_follow_each_othe
 
 def test_the_summary_counts_frames_instances_patches_and_seconds_per_stage(monkeypatch):
     shown, _ = _progress(monkeypatch, [0.0, 10.0, 12.0], total=3)
-    shown.update([_receipt("a", refined_at=10.0), _receipt("b", error="broken", refined_at=10.0)])
-    shown.update([_receipt("c", patches=50)])
+    first = replace(_receipt("a", refined_at=10.0), arithmetic="cpu openvino bf16")
+    shown.update([first, _receipt("b", error="broken", refined_at=10.0)])
+    shown.update([replace(_receipt("c", patches=50), arithmetic="cpu openvino fp32")])
     summary = shown.summary("out", {"b": "b.png: broken"}, wall_s=13.0)
     assert (summary.frames, summary.done_before, summary.instances, summary.patches) == (2, 4, 9, 60)
     assert summary.patches_per_s == pytest.approx(25)
     text = str(summary)
     assert "60 (25.0/s after start-up)" in text
     assert "extract 1.5  refine 3.0" in text
+    assert "network      cpu openvino bf16, cpu openvino fp32" in text
     assert "set aside    b: b.png: broken" in text
     assert "out/_ledger/quarantine.csv" in text
 

@@ -239,7 +239,8 @@ class DeviceQueue:
                         yield from _known(begun)
                 yield from _known(begun)
             if filling is not None:
-                filling.host_patches[filling.count :] = 0
+                # By numpy: torch refuses where the memory was made in the caller's inference mode, and that has ended.
+                filling.host_patches.numpy()[filling.count :] = 0
                 self._start(runner, filling, under_way)
                 filling = None
             while under_way:

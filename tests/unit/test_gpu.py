@@ -95,6 +95,13 @@ def test_a_caller_that_leaves_early_gives_the_memory_of_its_batches_back():
     assert np.array_equal(one(queue, patches), expected)
 
 
+def test_calls_in_torchs_inference_mode_and_outside_it_may_take_turns():
+    queue, patches = DeviceQueue(fold(seeded_network()), batch_size=2), random_patches(3)
+    with torch.inference_mode():
+        within = one(queue, patches)
+    assert np.array_equal(one(queue, patches), within)
+
+
 def test_a_device_without_memory_is_one_line(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has ...")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from model.bundled import CheckpointError
 from model.fit import FitError
-from pipeline.flow import noted_signals, ray_cluster, without_gpus
+from pipeline.flow import noted_signals, ray_cluster
 from pipeline.records import InputError
 from pipeline.redaction import redacted
 from pipeline.stores import open_store
@@ -45,16 +45,16 @@ def train_on_ray(config: TrainConfig, say: Say, received: list[int], check: Call
         on_gpus = config.gpus_per_worker > 0 and any(node.get("GPU") for node in nodes)
         if on_gpus:
             reserved, threads = {"CPU": 1, "GPU": config.gpus_per_worker}, None
-            room = int(sum(node.get("GPU", 0) // config.gpus_per_worker for node in nodes))
+            room = room_on_gpus(nodes, config.gpus_per_worker)
         else:
             threads, room = threads_of([int(node.get("CPU", 0)) for node in nodes], most)
             reserved = {"CPU": threads}
         if room < least:
-            kind = "GPUs" if on_gpus else "CPUs"
+            kind = "GPUs, and a CPU beside them," if on_gpus else "CPUs"
             raise InputError(f"workers is {config.workers}: the cluster has {kind} for {room} only")
         desk = ray.remote(_Desk).options(num_cpus=0).remote()
         trainer = TorchTrainer(
-            partial(_worker, config, desk, threads, on_gpus),
+            partial(_worker, config, desk, threads),
             # Besides tensors on GPUs, processes exchange scores, which live on CPUs.
             torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpus else "gloo"),
             scaling_config=ScalingConfig(
@@ -64,6 +64,8 @@ def train_on_ray(config: TrainConfig, say: Say, received: list[int], check: Call
                 name="train",
                 **_place_of_notes(config.output, scratch, len(nodes)),
                 failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
+                # Ray leaves GPUs visible that are not reserved, and Ray Train has torch take one before `_worker` runs.
+                worker_runtime_env={} if on_gpus else {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}},
             ),
         )
         # Not before: a starting Ray puts its own handlers in place of others.
@@ -104,15 +106,13 @@ class _Desk:
         return lines, self.interrupted, self.fault
 
 
-def _worker(config: TrainConfig, desk: Any, threads: int | None, on_gpus: bool) -> None:
+def _worker(config: TrainConfig, desk: Any, threads: int | None) -> None:
     """One process of Ray Train. What no retry would change is told to the desk, after which a retry ends at once."""
     import ray
     import torch
 
     if ray.get(desk.ended.remote()):
         return
-    if not on_gpus:
-        without_gpus()
     if threads:
         torch.set_num_threads(threads)
     try:
@@ -140,6 +140,11 @@ class _Asking:
             return False
         stopping, self.answer = ray.get(self.answer), None
         return stopping
+
+
+def room_on_gpus(nodes: Sequence[Mapping[str, float]], share: int) -> int:
+    """For how many workers with `share` GPUs and a CPU each there is room on nodes with such resources."""
+    return int(sum(min(node.get("GPU", 0) // share, node.get("CPU", 0) // 1) for node in nodes))
 
 
 def threads_of(cpus: list[int], workers: int) -> tuple[int, int]:

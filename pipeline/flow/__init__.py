@@ -4,7 +4,7 @@ from pipeline.flow.local import run_local
 from pipeline.flow.metrics import Metrics
 from pipeline.flow.on_ray import map_blocks, run_ray
 from pipeline.flow.plan import Plan, Stages, load_refiner
-from pipeline.flow.session import Placement, noted_signals, ray_cluster, stopped_by_signals, without_gpus
+from pipeline.flow.session import Placement, noted_signals, ray_cluster, stopped_by_signals
 
 __all__ = [
     "Metrics",
@@ -18,5 +18,4 @@ __all__ = [
     "run_local",
     "run_ray",
     "stopped_by_signals",
-    "without_gpus",
 ]

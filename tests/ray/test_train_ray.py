@@ -101,6 +101,16 @@ def test_training_goes_on_when_a_worker_is_killed(start, tmp_path):
     assert (card["batch_size"], card["validation"]["patches"]) == (8, 16)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_workers_on_cpus_are_started_without_sight_of_the_machines_gpus(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    process = start("--fit.steps=60", "--gpus-per-worker=0")
+    _wait_for_checkpoint(process, tmp_path / "output")
+    started_with = [Path(f"/proc/{worker}/environ").read_bytes().split(b"\0") for worker in _workers(process)]
+    assert len(started_with) == 2
+    assert all(b"CUDA_VISIBLE_DEVICES=" in environment for environment in started_with)
+
+
 def test_sigterm_saves_and_the_same_command_goes_on(start, tmp_path):
     process = start("--fit.steps=60")
     _wait_for_checkpoint(process, tmp_path / "output")

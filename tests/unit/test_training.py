@@ -23,7 +23,7 @@ from pipeline.config import parse
 from pipeline.patch_dataset import pack, write_shards
 from pipeline.records import InputError
 from pipeline.training import Interrupted, TrainConfig, claimed, prepare, train
-from pipeline.training_on_ray import threads_of
+from pipeline.training_on_ray import room_on_gpus, threads_of
 
 FIT = ["--fit.recipe=adamw", "--fit.warmup-steps=2", "--fit.learning-rate=0.005"]
 SMALL = ["--batch-size=4", "--side-px=32", "--val-every=4", "--checkpoint-every=3", *FIT]
@@ -334,3 +334,18 @@ def test_settings_may_come_from_a_yaml_file_with_groups(tmp_path):
 )
 def test_workers_share_the_cpus_of_each_node(cpus, workers, expected):
     assert threads_of(cpus, workers) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "share", "expected"),
+    [
+        ([(16, 1)], 1, 1),
+        ([(64, 8)], 1, 8),
+        ([(64, 8)], 3, 2),
+        ([(1, 2)], 1, 1),
+        ([(4, 2), (2, 4), (8, 0)], 1, 4),
+        ([(0, 1)], 1, 0),
+    ],
+)
+def test_workers_on_gpus_need_a_cpu_each_beside_them(nodes, share, expected):
+    assert room_on_gpus([{"CPU": float(cpus), "GPU": float(gpus)} for cpus, gpus in nodes], share) == expected

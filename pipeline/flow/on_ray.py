@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import pickle
+import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -330,7 +331,13 @@ def _loaded(load: Callable[[], Refiner], threads: int, on_gpu: bool) -> Refiner:
     if not on_gpu:
         without_gpus()
     torch.set_num_threads(threads)
-    return load()
+    refiner = load()
+    if on_gpu and refiner.arithmetic.startswith("cpu "):
+        raise InputError(
+            f"{socket.gethostname()} has a GPU by Ray's account, but torch {torch.__version__} finds none: expected a"
+            " torch for CUDA and a driver that suits it, or --device cpu"
+        )
+    return refiner
 
 
 def _write_batch(batch: pa.Table, stages: Stages, attempts: Any, ledger: bool) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from typing import Any
 from model.bundled import CheckpointError, missing, resolve
 from pipeline import dump, run, storage
 from pipeline.config import RefineConfig
+from pipeline.flow.local import on_gpu
 from pipeline.flow.session import (
     Placement,
     alive_nodes,
@@ -76,6 +77,10 @@ def check(config: CheckConfig) -> Report:
     with _finding("output", checks):
         check_apart(settled.output, settled.predictions)
         checks.append(_output(settled))
+    with _finding("device", checks):
+        if settled.local:
+            on = "a GPU" if on_gpu(settled.device) else "the CPU"
+            checks.append(Check("device", "ok", f"the network runs on {on} of this machine"))
     with _finding("cluster", checks):
         if not settled.local and (settled.cluster or os.environ.get("RAY_ADDRESS")):
             with ray_session():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from model.heap import keep_freed_memory
+from pipeline.config import Device
 from pipeline.flow.blocks import UNKNOWN, in_blocks, patches_per_block, patches_per_frame
 from pipeline.flow.plan import Plan, Stages
 from pipeline.records import FrameRef, InputError
@@ -27,15 +28,20 @@ def run_local(plan: Plan) -> Iterator[list[Receipt]]:
 
     InputError where a GPU is wanted and none is there.
     """
-    import torch
-
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if plan.device == "gpu" and not torch.cuda.is_available():
-        raise InputError("device is gpu: torch finds none on this machine, expected one, or device cpu")
-    gpus = plan.device != "cpu" and torch.cuda.is_available()
+    gpus = on_gpu(plan.device)
     per_frame = patches_per_frame(plan) if _reaches_children(plan.stages) else UNKNOWN
     blocks = in_blocks(plan, per_frame, patches=patches_per_block(gpus)).frames
     yield from refine_blocks(plan.stages, plan.load_refiner, blocks, helpers_beside(cpus, gpus))
+
+
+def on_gpu(device: Device) -> bool:
+    """Whether the network runs on a GPU of this machine; InputError where it is to and there is none."""
+    import torch
+
+    if device == "gpu" and not torch.cuda.is_available():
+        raise InputError("device is gpu: torch finds none on this machine, expected one, or device cpu")
+    return device != "cpu" and torch.cuda.is_available()
 
 
 def helpers_beside(cpus: int, gpus: bool) -> int:

@@ -49,6 +49,21 @@ def _files(root):
     return {path: path.stat().st_mtime_ns for path in root.rglob("*")}
 
 
+@pytest.mark.parametrize(
+    ("device", "there", "level", "message"),
+    [
+        ("gpu", False, "error", "device is gpu: torch finds none on this machine, expected one, or device cpu"),
+        ("auto", False, "ok", "the network runs on the CPU of this machine"),
+        ("auto", True, "ok", "the network runs on a GPU of this machine"),
+        ("cpu", True, "ok", "the network runs on the CPU of this machine"),
+    ],
+)
+def test_without_ray_it_says_what_the_network_runs_on(config, monkeypatch, device, there, level, message):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    (found,) = (found for found in check(config(local=True, device=device)).checks if found.name == "device")
+    assert (found.level, found.message) == (level, message)
+
+
 @pytest.mark.parametrize("form", ["cityscapes", "coco", "parquet"])
 def test_a_sound_dump_passes_every_check_and_nothing_is_changed(tmp_path, config, form):
     before = _files(tmp_path)

@@ -18,6 +18,10 @@ INPUT_CHANNELS = 8
 """Of the network's input: image and mask are four, and the matrix units take eight at a time."""
 
 
+OPTIONS = {"enable_fp_fusion": True}
+"""A product and a sum are rounded once. Triton's own default changes with its version, and with it the last bits."""
+
+
 @triton.jit
 def _channel(words, shift):
     return (words[:, None] >> shift) & 255
@@ -136,7 +140,7 @@ def network_input(patches: Tensor, side: int, dtype: torch.dtype) -> Tensor:
     total, block = count * side * side, 256
     _input_kernel[(triton.cdiv(total, block),)](
         patches.view(torch.int32), *taps(patch_px, side, patches.device), out, total,
-        patch_px, side, INPUT_CHANNELS, block, *MEAN_RGB, *STD_RGB,
+        patch_px, side, INPUT_CHANNELS, block, *MEAN_RGB, *STD_RGB, **OPTIONS,
     )  # fmt: skip
     return out.permute(0, 3, 1, 2)
 
@@ -148,7 +152,7 @@ def fuse(base: Tensor, terms: Sequence[Tensor], bias: Tensor) -> Tensor:
     width = triton.next_power_of_2(channels)
     block = max(8, min(64, 2048 // width))
     _fuse_kernel[(triton.cdiv(total, block),)](
-        *_operands(base, terms), bias, out, total, side, channels, *_ratios(base, terms), block, width
+        *_operands(base, terms), bias, out, total, side, channels, *_ratios(base, terms), block, width, **OPTIONS
     )
     return out
 
@@ -159,8 +163,9 @@ def head(base: Tensor, terms: Sequence[Tensor], bias: Tensor, weight: Tensor, of
     out, total = torch.empty((count, 1, side, side), device=base.device), count * side * side
     width, block = 32, 64
     _head_kernel[(triton.cdiv(total, block),)](
-        *_operands(base, terms), bias, weight, offset, out, total, side, channels, *_ratios(base, terms), block, width
-    )
+        *_operands(base, terms), bias, weight, offset, out, total, side, channels, *_ratios(base, terms), block, width,
+        **OPTIONS,
+    )  # fmt: skip
     return out
 
 

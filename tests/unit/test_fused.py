@@ -1,5 +1,9 @@
 """The way through the network on a GPU; where there is none, Triton's interpreter runs its kernels on the CPU."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -94,3 +98,22 @@ def test_it_takes_the_place_of_layers_in_a_queue():
     (layered,) = DeviceQueue(network, batch_size=2).each([Parts(patches)])
     (found,) = DeviceQueue(network, 2, FusedNetwork(network)).each([Parts(patches[:1], patches[1:])])
     assert np.abs(found.astype(np.int32) - layered).max() < 1e-4 * 65535
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler is for Linux")
+@pytest.mark.parametrize(
+    ("capability", "dtype", "name"),
+    [("75", "float16", "hrnet18s_128"), ("80", "float32", "hrnet18s_128"), ("90", "bfloat16", "hrnet48_256")],
+)
+def test_the_compiler_takes_the_kernels_for_gpus_that_are_not_here(tmp_path, capability, dtype, name):
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-m", "tests.compiled", capability, dtype, name],
+        env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    # Each is compiled when the network is first called.
+    assert int(done.stdout) <= 12

@@ -1,3 +1,7 @@
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +12,7 @@ from model.gpu import DeviceQueue, suited_half
 from model.hrnet import fold, pad_channels
 from model.parts import Parts
 from tests.conftest import random_patches, seeded_network
+from tests.fake_cuda import FakeTorch
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -93,6 +98,75 @@ def test_a_caller_that_leaves_early_gives_the_memory_of_its_batches_back():
     assert {*map(id, queue.ready[64][1])} == slots
     assert not any(slot.targets for slot in queue.ready[64][1])
     assert np.array_equal(one(queue, patches), expected)
+
+
+def answers(patches: np.ndarray) -> np.ndarray:
+    """What stands for the network's probabilities: every patch has its own."""
+    return patches[..., 0] * np.uint16(251) + patches[..., 1]
+
+
+class PlantedError(Exception):
+    """What is raised where a block was expected."""
+
+
+def run_at_random(monkeypatch, seed: int) -> None:
+    """Blocks of any size and of two sides, calls in between, callers that leave early and blocks that fail."""
+    fake = FakeTorch(seed)
+    monkeypatch.setattr(gpu, "torch", fake)
+    monkeypatch.setattr(gpu, "_exact", nullcontext)
+    monkeypatch.setattr(gpu, "output_resize", lambda *_: SimpleNamespace(to=lambda _: None))
+    monkeypatch.setattr(
+        gpu, "probabilities_on_device", lambda _, patches, __: lambda: answers(patches.data).view(np.int16)
+    )
+    device = SimpleNamespace(type="cuda")
+    weight = SimpleNamespace(device=device)
+    network = SimpleNamespace(
+        config=SimpleNamespace(input_px=16), backbone=SimpleNamespace(conv1=SimpleNamespace(weight=weight))
+    )
+    queue = DeviceQueue(network, fake.random.choice((1, 2, 3, 5)), lambda _: None)
+    chance, numbers = fake.random.random, np.random.default_rng(seed)
+
+    def call(depth: int) -> None:
+        side, fails, leaves = fake.random.choice((4, 8)), chance() < 0.2, chance() < 0.3
+        sizes = numbers.integers(0, 14, fake.random.randrange(6))
+        blocks = [numbers.integers(0, 256, (size, side, side, 4), np.uint8) for size in sizes]
+
+        def given() -> Iterator[Parts]:
+            for block in blocks:
+                if fails and chance() < 0.3:
+                    raise PlantedError
+                if depth and chance() < 0.2:
+                    call(depth - 1)
+                cut = fake.random.randrange(len(block) + 1)
+                yield Parts(block[:cut], block[cut:])
+
+        found = queue.each(given())
+        with suppress(PlantedError):
+            left = list(blocks)
+            for probabilities in found:
+                assert np.array_equal(probabilities, answers(left.pop(0)))
+                if depth and chance() < 0.3:
+                    call(depth - 1)
+                if leaves and chance() < 0.5:
+                    found.close()
+                    return
+            assert not left
+
+    for _ in range(4):
+        call(2)
+    fake.run_until(lambda: not any(stream.queued for stream in fake.streams))
+
+
+def test_no_batch_on_a_gpu_touches_what_another_uses_whatever_runs_first(monkeypatch):
+    for seed in range(300):
+        run_at_random(monkeypatch, seed)
+
+
+@pytest.mark.parametrize("waiting", ["Stream.wait_event", "Event.synchronize"])
+def test_a_wait_that_was_forgotten_on_a_gpu_would_be_noticed(monkeypatch, waiting):
+    monkeypatch.setattr(f"tests.fake_cuda.{waiting}", lambda *_: None)
+    with pytest.raises(AssertionError):
+        test_no_batch_on_a_gpu_touches_what_another_uses_whatever_runs_first(monkeypatch)
 
 
 def test_calls_in_torchs_inference_mode_and_outside_it_may_take_turns():

@@ -127,8 +127,8 @@ class RefineConfig:
         if self.nms_threshold is not None:
             check_nms_threshold(self.nms_threshold)
         check_patch_size(self.patch_size, self.padding)
-        if not 0 < self.gpus_per_worker < math.inf:
-            raise InputError(f"gpus_per_worker is {self.gpus_per_worker}: expected a number above 0")
+        if not 0 < self.gpus_per_worker < math.inf or (self.gpus_per_worker > 1 and self.gpus_per_worker % 1):
+            raise InputError(f"gpus_per_worker is {self.gpus_per_worker}: expected a number above 0, whole above 1")
         check_bounds(self, "batch_size", 1, MAX_BATCH)
         check_bounds(self, "frames_per_block", 1, MAX_BLOCK_FRAMES)
         check_bounds(self, "workers", 1)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from model import Refiner
-from model.backend import Precision
+from model.backend import Precision, UnsupportedError
 from model.rates import rate
 from pipeline.benchmark.made_dump import MadeDump
 
@@ -63,9 +63,14 @@ def best_network(
     larger = Refiner.from_checkpoint(checkpoint, precision=precision, batch_size=4 * usual.batch_size)
     found: dict[int, float] = {}
     for refiner in (usual, larger) * 2:
-        measured = rate(refiner, patches, seconds)
+        try:
+            measured = rate(refiner, patches, seconds)
+        except UnsupportedError:  # a GPU without memory for the larger batch
+            if refiner is usual:
+                raise
+            continue
         found[refiner.batch_size] = max(measured, found.get(refiner.batch_size, 0))
-    return usual, max(usual, larger, key=lambda refiner: found[refiner.batch_size]), found
+    return usual, max(usual, larger, key=lambda refiner: found.get(refiner.batch_size, 0)), found
 
 
 def run_job(dump: MadeDump, way: Way, flags: Sequence[str], bare: Refiner, patches: np.ndarray) -> EndToEnd:

@@ -1,5 +1,6 @@
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from jobs import bench
 from model.backend import UnsupportedError
 from model.checkpoint import CheckpointError
 from model.rates import Rate
+from pipeline.benchmark import end_to_end
 from pipeline.benchmark.chart import svg
 from pipeline.benchmark.cost import CostModel
 from pipeline.benchmark.end_to_end import EndToEnd
@@ -132,6 +134,26 @@ def test_the_ways_to_run_the_network_are_in_the_json_and_in_the_chart():
     )
     assert [way["patches_per_s"] for way in results.plain()["ways"]] == [100, 7e4]
     assert "gpu triton fp16" in svg(results.charts())
+
+
+def test_a_gpu_without_memory_for_the_larger_batch_is_measured_with_the_usual_one(monkeypatch):
+    def rate(refiner, *_):
+        if refiner.batch_size > room:
+            raise UnsupportedError("no memory left")
+        return 100.0
+
+    def refiner(*_, batch_size=4, **__):
+        return SimpleNamespace(batch_size=batch_size)
+
+    monkeypatch.setattr(end_to_end, "rate", rate)
+    monkeypatch.setattr(end_to_end.Refiner, "from_checkpoint", refiner)
+    room = 4
+    usual, best, found = end_to_end.best_network("", "auto", np.zeros(0))
+    assert usual is best
+    assert found == {4: 100.0}
+    room = 1
+    with pytest.raises(UnsupportedError, match="no memory left"):
+        end_to_end.best_network("", "auto", np.zeros(0))
 
 
 @pytest.fixture

@@ -52,6 +52,7 @@ def test_a_wrong_yaml_file_is_named(tmp_path, text, message):
         (["--batch-size", "100000000"], "batch_size is 100000000: expected at least 1, at most 65536"),
         (["--frames-per-block", "513"], "frames_per_block is 513: expected at least 1, at most 512"),
         (["--gpus-per-worker", "inf"], "gpus_per_worker is inf: expected a number above 0"),
+        (["--gpus-per-worker", "1.5"], "gpus_per_worker is 1.5: expected a number above 0, whole above 1"),
         (["--gpus-per-worker", "0"], "gpus_per_worker is 0.0: expected a number above 0"),
         (["--limits.seconds", "inf"], "limits.seconds is inf: expected a number above 0, at most 3600"),
         (["--guard.min-iou", "2"], "guard.min_iou is 2.0: expected a number from 0 to 1"),

@@ -19,7 +19,9 @@ from pipeline.flow.local import on_gpu
 from pipeline.flow.session import (
     Placement,
     alive_nodes,
+    alone_without,
     labelled,
+    may_grow,
     network_pool,
     placed,
     ray_session,
@@ -83,11 +85,12 @@ def check(config: CheckConfig) -> Report:
             checks.append(Check("device", "ok", f"the network runs on {on} of this machine"))
     with _finding("cluster", checks):
         if not settled.local and (settled.cluster or os.environ.get("RAY_ADDRESS")):
+            grows = may_grow()
             with ray_session():
                 nodes = alive_nodes()
             checks += _labels(settled, [node["Labels"] for node in nodes])
             refining = [node["Resources"] for node in labelled(nodes, settled.refine_label)]
-            checks.append(cluster([node["Resources"] for node in nodes], run.placement_of(settled), refining))
+            checks.append(cluster([node["Resources"] for node in nodes], run.placement_of(settled), refining, grows))
     with _finding("images", checks):
         storage.check_folder(settled.images)
         with _finding("predictions", checks):
@@ -148,12 +151,16 @@ def _existing(path: str) -> str:
 
 
 def cluster(
-    nodes: Sequence[Mapping[str, float]], wish: Placement, refining: Sequence[Mapping[str, float]] | None = None
+    nodes: Sequence[Mapping[str, float]],
+    wish: Placement,
+    refining: Sequence[Mapping[str, float]] | None = None,
+    grows: bool = True,
 ) -> Check:
     """Whether Ray can place the network processes and still has a CPU for the other stages.
 
     `nodes` are the resources of the machines that are alive, `refining` of those on which network processes may be; all
-    unless given. Ray says nothing of a process that fits no machine, and starves tasks in silence.
+    unless given; others may come where it `grows`. Ray says nothing of a process that fits no machine, and starves
+    tasks in silence.
     """
     total: Counter[str] = Counter()
     for node in nodes:
@@ -162,6 +169,8 @@ def cluster(
     size = f"{len(nodes)} machines, {total['CPU']:g} CPUs, {total['GPU']:g} GPUs"
     if wish.device == "gpu" and not total["GPU"]:
         network_pool(refining, wish)
+        if not grows:
+            raise alone_without("GPU")
         message = f"{size}: no GPU is up; a run waits until an autoscaler starts machines with some"
         return Check("cluster", "warning", message)
     if total["CPU"] < 1:

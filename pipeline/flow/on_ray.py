@@ -36,7 +36,9 @@ from pipeline.flow.session import (
     Placement,
     Pool,
     alive_nodes,
+    alone_without,
     labelled,
+    may_grow,
     network_pool,
     placed,
     ray_session,
@@ -79,6 +81,7 @@ def run_ray(plan: Plan, wish: Placement) -> Iterator[list[Receipt]]:
     """
     from ray.data import DataContext
 
+    grows = may_grow()
     sampling = ThreadPoolExecutor(1)
     sample = sampling.submit(patches_per_frame, plan)
     with sampling, ray_session():
@@ -87,13 +90,15 @@ def run_ray(plan: Plan, wish: Placement) -> Iterator[list[Receipt]]:
         mode = placed(nodes, pool, wish)
         context = _data_context()
         kind = "GPU" if "num_gpus" in pool.resources else "CPU"
+        up = any(node.get(kind) for node in nodes)
+        if not up and not grows:
+            raise alone_without(kind)
         with DataContext.current(context), _one_line_for_faults():
             cpus, gpus = sum(node.get("CPU", 0) for node in nodes), kind == "GPU"
             patches = patches_per_block(gpus, sent=mode == "spread")
             blocks = in_blocks(plan, sample.result(), patches=patches, processes=pool.size, cpus=cpus)
             close_idle()
             size = len(blocks.frames[0])
-            up = any(node.get(kind) for node in nodes)
             context.execution_no_progress_timeout_s = standstill_s(up, size, plan.stages.limits.seconds)
             plan.place.update(placement=mode, machines=len(nodes), pool=asdict(pool), frames_per_block=size)
             rows = (_fused if mode == "fused" else _spread)(plan, blocks, wish, pool, context)

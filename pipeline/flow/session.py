@@ -129,6 +129,18 @@ def alive_nodes() -> list[dict[str, Any]]:
     ]
 
 
+def may_grow() -> bool:
+    """Whether `ray_cluster` joins a cluster, to which machines may come; not where it starts one on this machine."""
+    import ray
+
+    return ray.is_initialized() or bool(os.environ.get("RAY_ADDRESS"))
+
+
+def alone_without(kind: str) -> InputError:
+    """What is wrong where a stage needs GPUs (or CPUs) that nobody will add."""
+    return InputError(f"no {kind} on this machine, on which Ray runs alone: expected a cluster by RAY_ADDRESS")
+
+
 @contextmanager
 def ray_cluster(**settings: Any) -> Iterator[None]:
     """Join the Ray cluster this process belongs to, or start one and stop it again; `settings` go to ray.init."""

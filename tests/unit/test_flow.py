@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import cv2
@@ -373,6 +374,14 @@ def test_a_network_that_gets_a_gpu_from_ray_but_none_from_torch_is_one_clear_err
 def test_the_network_is_loaded_for_the_device_that_was_asked_for(monkeypatch, checkpoint_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert load_refiner(str(checkpoint_path), "fp32", 2, "torch", "auto", "cpu").device.type == "cpu"
+
+
+def test_a_gpu_is_not_waited_for_where_ray_runs_on_this_machine_alone(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(on_ray, "ray_session", nullcontext)
+    monkeypatch.setattr(on_ray, "alive_nodes", lambda: [{"Resources": {"CPU": 2.0}, "Labels": {}}])
+    with pytest.raises(InputError, match="no GPU on this machine, on which Ray runs alone: expected a cluster by"):
+        next(on_ray.run_ray(Plan(None, None, []), Placement(device="gpu", workers=1)))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -356,6 +356,13 @@ def test_a_cluster_on_which_the_run_would_wait_without_a_word_is_an_error(nodes,
         cluster(nodes, Placement(workers=workers, gpus_per_worker=gpus_per_worker))
 
 
+def test_gpus_that_are_not_up_may_come_on_a_cluster_but_not_where_ray_runs_alone():
+    wish = Placement(device="gpu", workers=2)
+    assert "waits until an autoscaler starts machines" in cluster([{"CPU": 2.0}], wish).message
+    with pytest.raises(InputError, match="no GPU on this machine, on which Ray runs alone"):
+        cluster([{"CPU": 2.0}], wish, grows=False)
+
+
 def test_a_cluster_is_looked_at_where_ray_address_names_one_or_on_demand(config, monkeypatch):
     monkeypatch.setattr(preflight, "ray_session", nullcontext)
     monkeypatch.setattr(

@@ -118,6 +118,8 @@ class Shard:
 
     url: str
     rows: int
+    bytes: int
+    """What its columns take."""
 
 
 class PatchDataset:
@@ -137,8 +139,8 @@ class PatchDataset:
                     raise InputError(f"{url}/{path}: expected shards below train/ and val/, as jobs/prepare.py writes")
                 if path.startswith(f"{split}/"):
                     shard_url = storage.join(url, path)
-                    rows, side = _inspect(shard_url)
-                    self.shards.append(Shard(shard_url, rows))
+                    shard, side = _inspect(shard_url)
+                    self.shards.append(shard)
                     sides[side] = shard_url
         self.rows = sum(shard.rows for shard in self.shards)
         if not self.rows:
@@ -156,6 +158,12 @@ class PatchDataset:
             path = f"{url.rstrip('/')}/{CARD}"
             found.append(json.loads(storage.read(path)) if storage.exists(path) else {})
         return found
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs where patches were cut again: 16 digits of the names and sizes of all shards."""
+        shards = "\n".join(f"{shard.url} {shard.rows} {shard.bytes}" for shard in self.shards)
+        return hashlib.sha256(shards.encode()).hexdigest()[:16]
 
     def iterate(self, batch_size: int, rank: int = 0, world: int = 1, limit: int | None = None) -> Iterator[np.ndarray]:
         """This process's share of the patches, in order, as (n, S, S, 5) uint8, n up to `batch_size`.
@@ -178,8 +186,8 @@ class PatchDataset:
         return out
 
 
-def _inspect(url: str) -> tuple[int, int]:
-    """The rows of a shard and the side of its patches, from its footer and first row group.
+def _inspect(url: str) -> tuple[Shard, int]:
+    """A shard and the side of its patches, from its footer and first row group.
 
     InputError names a shard of another schema, or of another side than patches can have.
     """
@@ -188,12 +196,13 @@ def _inspect(url: str) -> tuple[int, int]:
             if file.schema_arrow != PATCH_SCHEMA:
                 raise InputError(f"{url}: expected the columns {', '.join(PATCH_SCHEMA.names)} of a patch data set")
             sides = file.read_row_group(0, columns=["side"], use_threads=False)["side"].unique().to_pylist()
-            rows = file.metadata.num_rows
+            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{url}: not a Parquet file ({' '.join(str(error).split())})") from None
     if len(sides) != 1 or not 0 < (sides[0] or 0) <= MAX_PATCH_PX:
         raise InputError(f"{url}: patches of sides {sides}, expected one side from 1 to {MAX_PATCH_PX}")
-    return rows, sides[0]
+    shard = Shard(url, sum(group.num_rows for group in groups), sum(group.total_byte_size for group in groups))
+    return shard, sides[0]
 
 
 def _rows(url: str) -> pa.Table:

@@ -172,6 +172,7 @@ def prepare(config: TrainConfig) -> Prepared | None:
         settings["fit.steps"] = None
     settings |= {"data": list(config.data), "val_data": list(config.val_data)}
     settings |= {"data_patches": train_set.rows, "val_data_patches": val_set.rows if val_set else 0}
+    settings |= {"data_shards": train_set.fingerprint, "val_data_shards": val_set.fingerprint if val_set else ""}
     folder = TrainingFolder(config.output)
     goes_on = folder.check(settings, config.restart)
     return None if goes_on and folder.finished else Prepared(config, settings)

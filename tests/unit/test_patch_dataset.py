@@ -48,6 +48,15 @@ def test_a_split_is_read_in_order_and_shared_between_processes(dataset):
     assert len(np.concatenate(list(data.iterate(8, limit=30)))) == 30
 
 
+def test_patches_that_were_cut_again_give_another_fingerprint(dataset):
+    data, patches = dataset
+    again = PatchDataset(data.urls, "train")
+    assert again.fingerprint == data.fingerprint
+    # As many under the same name.
+    write_shards(data.urls[0], {"train": pack(patches[20:40] // 2, _keys(20))}, "01")
+    assert PatchDataset(data.urls, "train").fingerprint != data.fingerprint
+
+
 def test_an_epoch_shows_every_patch_once_and_each_epoch_in_another_order(dataset, monkeypatch):
     monkeypatch.setattr(patch_dataset, "WINDOW_ROWS", 60)
     batches = PatchBatches(dataset[0], 8, 0, PLAIN, 32)

@@ -189,6 +189,17 @@ def test_restart_forgets_the_earlier_run(data, tmp_path):
     assert json.loads((tmp_path / "weights.json").read_text())["trained_steps"] == 1
 
 
+def test_a_run_does_not_go_on_with_patches_that_were_cut_again(tmp_path):
+    config = settings(write_edges(tmp_path / "data"), tmp_path / "run")
+    with claimed(prepare(config)):
+        (tmp_path / "run" / "last.pt").write_bytes(b"")
+    assert prepare(config) is not None
+    # As many under the same name.
+    write_shards(config.data[0], {"train": pack(edges(24, 5), [{"frame_id": str(i)} for i in range(24)])}, "part1")
+    with pytest.raises(InputError, match=r"run\.json: this output was made with data_shards = .*--restart"):
+        prepare(config)
+
+
 @pytest.mark.parametrize("flags", [(), ("--restart",)])
 @pytest.mark.parametrize("name", ["weights.safetensors", "best.safetensors", "last.pt", "log.jsonl", "run.json"])
 def test_files_of_another_origin_are_not_overwritten(data, tmp_path, name, flags):

@@ -51,7 +51,7 @@ class Summary:
     def __str__(self) -> str:
         lines = [
             f"frames       {self.frames} refined now, {self.done_before} before, {len(self.quarantined)} set aside",
-            f"instances    {self.instances}, {self._by_status()}",
+            f"instances    {self.instances}, {by_status(self.refined, self.reasons)}",
             f"patches      {self.patches}"
             + (f" ({self.patches_per_s:.1f}/s after start-up)" if self.patches_per_s else ""),
             "seconds      "
@@ -69,15 +69,16 @@ class Summary:
         lines.append(f"output       {redacted(self.output)}")
         return "\n".join(lines)
 
-    def _by_status(self) -> str:
-        """For example `90 refined (3 far_pieces), 2 kept (2 too_small), 8 rejected (5 uncertain, 3 iou)`."""
-        parts = []
-        for status, known in REASONS.items():
-            counts = {reason: self.reasons[reason] for reason in known if self.reasons.get(reason)}
-            count = self.refined if status == "refined" else sum(counts.values())
-            told = ", ".join(f"{counts[reason]} {reason}" for reason in sorted(counts, key=counts.get, reverse=True))
-            parts.append(f"{count} {status}" + (f" ({told})" if told else ""))
-        return ", ".join(parts)
+
+def by_status(refined: int, reasons: Mapping[str, int]) -> str:
+    """For example `90 refined (3 far_pieces), 2 kept (2 too_small), 8 rejected (5 uncertain, 3 iou)`."""
+    parts = []
+    for status, known in REASONS.items():
+        counts = {reason: reasons[reason] for reason in known if reasons.get(reason)}
+        count = refined if status == "refined" else sum(counts.values())
+        told = ", ".join(f"{counts[reason]} {reason}" for reason in sorted(counts, key=counts.get, reverse=True))
+        parts.append(f"{count} {status}" + (f" ({told})" if told else ""))
+    return ", ".join(parts)
 
 
 class _FirstBlock(NamedTuple):

@@ -14,9 +14,8 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 
 from pipeline import storage
-from pipeline.guard import REASONS
 from pipeline.ledger import read_receipts
-from pipeline.progress import STAGES
+from pipeline.progress import STAGES, by_status
 from pipeline.records import InputError
 
 RECENT_SECONDS = 300.0
@@ -108,7 +107,7 @@ class Status:
         lines = [
             f"state        {self._state()}",
             f"frames       {self.done} done, {self.set_aside} set aside{left}",
-            f"instances    {self.instances}, {self._by_status()}",
+            f"instances    {self.instances}, {by_status(self.refined, self.reasons)}",
             f"patches      {self.patches}",
             f"frames/s     {_rate(self.recent_frames_per_s)} in the last {RECENT_SECONDS / 60:.0f} min,"
             f" {_rate(self.frames_per_s)} overall",
@@ -130,14 +129,6 @@ class Status:
         if not sign:
             return "no frame has come yet"
         return f"{'seems alive' if self.alive else 'no run seems to be going on'}{sign}"
-
-    def _by_status(self) -> str:
-        told = [f"{self.refined} refined"]
-        for status in ("kept", "rejected"):
-            counts = {reason: self.reasons[reason] for reason in REASONS[status] if self.reasons.get(reason)}
-            by_reason = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-            told.append(f"{sum(counts.values())} {status}" + (f" ({by_reason})" if by_reason else ""))
-        return ", ".join(told)
 
 
 class _Frame(NamedTuple):

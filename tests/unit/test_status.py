@@ -34,14 +34,15 @@ def _segment(output, receipts, written=NOW):
 
 
 def test_frames_and_instances_are_counted_over_all_segments(tmp_path):
-    _segment(tmp_path, [_receipt("a", reasons={"too_small": 1}), _receipt("b", reasons={"uncertain": 1})], NOW - 9)
+    first, second = {"far_pieces": 1, "iou": 1}, {"uncertain": 2}
+    _segment(tmp_path, [_receipt("a", reasons=first), _receipt("b", reasons=second)], NOW - 9)
     _segment(tmp_path, [_receipt("c", error="broken", came=0, instances=0, refined=0)], NOW - 5)
     status = StatusReader(str(tmp_path)).read(NOW)
     assert (status.done, status.set_aside, status.left) == (2, 1, None)
     assert (status.instances, status.refined, status.patches) == (4, 2, 30)
-    assert status.reasons == {"too_small": 1, "uncertain": 1}
+    assert status.reasons == {"far_pieces": 1, "iou": 1, "uncertain": 2}
     assert status.seconds_per_frame == {"extract": 0.5, "refine": 1.5}
-    assert "4, 2 refined, 1 kept (1 too_small), 1 rejected (1 uncertain)" in str(status)
+    assert "4, 2 refined (1 far_pieces), 0 kept, 3 rejected (2 uncertain, 1 iou)" in str(status)
 
 
 def test_a_frame_refined_after_it_was_set_aside_counts_once_as_done(tmp_path):

@@ -163,6 +163,11 @@ def parse(config_class: type[Config], arguments: list[str]) -> Config:
     return tyro.cli(config_class, args=arguments)
 
 
+def with_absolute(config: Config, *names: str) -> Config:
+    """The same settings with the paths of these names, as far as they are given, meaning the same in every process."""
+    return replace(config, **{name: storage.absolute(url) for name in names if (url := getattr(config, name))})
+
+
 class _Loader(yaml.SafeLoader):
     """Takes no key twice, and does without YAML 1.1's integers to the base of 60, by which `2:8` would be 128."""
 

@@ -17,14 +17,14 @@ import numpy as np
 
 from pipeline import dump, storage
 from pipeline.bounds import check_bounds
-from pipeline.config import Format
+from pipeline.config import Format, with_absolute
 from pipeline.flow import map_blocks
 from pipeline.formats import Reader
 from pipeline.ground_truth import GroundTruth, Listing, TrueFrame, TruthRef, by_image, open_ground_truth
 from pipeline.guard import REASONS
 from pipeline.images import decode_image
 from pipeline.metrics import cityscapes_ap, matching
-from pipeline.metrics.boundary import CITYSCAPES_RATIO, COCO_RATIO
+from pipeline.metrics.boundary import CITYSCAPES_RATIO, COCO_RATIO, WORSE_BY
 from pipeline.metrics.boundary_f import boundary_f_frame
 from pipeline.metrics.changes import changed_pixels, changes
 from pipeline.metrics.matching import COCO, LVIS, Rules
@@ -34,9 +34,6 @@ from pipeline.progress import Progress
 from pipeline.records import Frame, FrameRef, InputError, Instance, fault
 
 COARSE, REFINED = "coarse", "refined"
-
-WORSE_BY = 0.005
-"""An instance counts as worse, or better, where its IoU with its truth changed by more."""
 
 SHIFT_EDGES = (-1.0, -0.1, -0.05, -0.02, -WORSE_BY, WORSE_BY, 0.02, 0.05, 0.1, 1.0)
 """Bins of the change in IoU of single instances."""
@@ -190,7 +187,7 @@ class Outcome:
 def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Outcome:
     """Measure one or two dumps; raises InputError where nothing can be measured at all."""
     started = time.monotonic()
-    config = _absolute(config)
+    config = with_absolute(config, "images", "coarse", "refined", "ground_truth", "image_list", "output")
     storage.check_folder(config.images)
     if config.output and storage.exists(config.output) and not storage.is_dir(config.output):
         raise InputError(f"{config.output}: expected a folder to write to, found a file")
@@ -372,8 +369,3 @@ def _ious_before_and_after(
     best = ious.argmax(axis=1)
     after = {i: iou_matrix([refined[i]], [things[best[i]]], crowd[:1])[0, 0] for i in found.tolist()}
     return {i: (float(ious[i, best[i]]), float(new)) for i, new in after.items()}
-
-
-def _absolute(config: EvaluateConfig) -> EvaluateConfig:
-    names = ("images", "coarse", "refined", "ground_truth", "image_list", "output")
-    return replace(config, **{name: storage.absolute(url) for name in names if (url := getattr(config, name))})

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from pipeline import storage
-from pipeline.evaluation import COARSE, REFINED, SHIFT_EDGES, WORSE_BY, EvaluateConfig, Notable, Outcome, read_frames
+from pipeline.evaluation import COARSE, REFINED, SHIFT_EDGES, EvaluateConfig, Notable, Outcome, read_frames
 from pipeline.evaluation_results import SHARES, Numbers, Results
 from pipeline.ground_truth import TrueFrame, open_ground_truth
 from pipeline.guard import REASONS
 from pipeline.images import decode_image
 from pipeline.ledger import read_receipts
+from pipeline.metrics.boundary import WORSE_BY
 from pipeline.metrics.overlap import areas, iou_matrix
 from pipeline.records import Instance
 from pipeline.report import Bar, BarGroup, Card, Delta, Gallery, Histogram, Report, Table, make_card

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.evaluation import COARSE, REFINED, SHIFT_EDGES, WORSE_BY, Outcome, oracle_name
+from pipeline.evaluation import COARSE, REFINED, SHIFT_EDGES, Outcome, oracle_name
 from pipeline.ground_truth import CITYSCAPES_CLASSES
 from pipeline.metrics.average_precision import AveragePrecision, average_precision
+from pipeline.metrics.boundary import WORSE_BY
 from pipeline.metrics.cityscapes_ap import EVALUATED, CityscapesAP, cityscapes_ap
 from pipeline.metrics.oracle import DISTANCES_PX
 

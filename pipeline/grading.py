@@ -11,14 +11,12 @@ from model.coarsen import coarsen
 from pipeline import storage
 from pipeline.ground_truth import GroundTruth, TrueInstance, TruthRef, open_ground_truth
 from pipeline.images import decode_image
-from pipeline.metrics.boundary import COCO_RATIO, boundary_f_score, boundary_iou, dilation_px, iou
+from pipeline.metrics.boundary import COCO_RATIO, WORSE_BY, boundary_f_score, boundary_iou, dilation_px, iou
 from pipeline.metrics.overlap import Region
 from pipeline.records import InputError, cut_to_box
 from pipeline.training_patches import check_size, generator, whole_mask
 
 MEASURES = ("IoU", "boundary IoU", "F 1px", "F 3px")
-WORSE_BY = 0.005
-"""An object counts as worse where its IoU fell by more."""
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import numpy as np
 from model import Refiner, checkpoint
 from model.backend import Precision
 from model.hrnet import multiply_adds
-from pipeline.grading import WORSE_BY, Sample, scores
+from pipeline.grading import Sample, scores
 from pipeline.guard import GuardConfig, passed_over
+from pipeline.metrics.boundary import WORSE_BY
 from pipeline.metrics.overlap import Box, cut
 from pipeline.patches import crop
 from pipeline.proposals import PATCH_PX, TieOrder, boundary_strength, longest_stride, propose, row_major

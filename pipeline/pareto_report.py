@@ -34,7 +34,7 @@ class Point:
     """Lower end of the 95 % interval of the gain less the baseline's."""
     high: tuple[float, ...]
     worse: float
-    """Share of masks whose IoU fell by more than `grading.WORSE_BY`."""
+    """Share of masks whose IoU fell by more than `boundary.WORSE_BY`."""
     front: bool = False
     """Whether no cheaper setting has as high a gain in Boundary IoU, bounds (`pareto.BOUNDS`) aside."""
 

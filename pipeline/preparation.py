@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pipeline import dump, patch_dataset, storage
+from pipeline.config import with_absolute
 from pipeline.flow import map_blocks, stopped_by_signals
 from pipeline.formats import Reader
 from pipeline.ground_truth import GroundTruth, TruthRef, by_image, open_ground_truth
@@ -87,7 +88,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Prepar
     changed since an earlier run on the output are cut again, those that are gone taken out.
     """
     started = time.monotonic()
-    config = _absolute(config)
+    config = with_absolute(config, "ground_truth", "images", "output", "predictions", "image_list")
     if config.predictions is not None:
         check_apart(config.output, config.predictions)
     storage.check_folder(config.images)
@@ -311,8 +312,3 @@ def _fingerprint(config: PrepareConfig) -> dict[str, Any]:
     how = ("output", "local", "strict", "limit", "frames_per_block")
     # By way of json, in which it is compared with what an earlier run wrote.
     return json.loads(json.dumps({name: value for name, value in asdict(config).items() if name not in how}))
-
-
-def _absolute(config: PrepareConfig) -> PrepareConfig:
-    names = ("ground_truth", "images", "output", "predictions", "image_list")
-    return replace(config, **{name: storage.absolute(url) for name in names if (url := getattr(config, name))})

@@ -16,6 +16,9 @@ COCO_RATIO = 0.02
 CITYSCAPES_RATIO = 0.005
 """The same for Cityscapes."""
 
+WORSE_BY = 0.005
+"""An object counts as worse, or better, where its IoU with its truth changed by more."""
+
 
 def iou(mask: np.ndarray, target: np.ndarray) -> float:
     """Intersection over union of two masks (H, W) bool or 0/1; 1 where both are empty."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -105,6 +106,36 @@ class Waiting:
         for patches in blocks:
             time.sleep(self.delay_s)
             yield np.concatenate(patches)[..., 3] * np.uint16(65535)
+
+
+@contextmanager
+def simulated_cluster(cpus: int, gpus: int) -> Iterator[tuple[float, float]]:
+    """A cluster on this machine that believes in GPUs, for other processes to join.
+
+    Yields the seconds that Ray took to start, and the milliseconds of an empty task, of many at once.
+    """
+    import ray
+
+    started = time.perf_counter()
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        num_gpus=gpus,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
+    try:
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        start_s = time.perf_counter() - started
+        empty = ray.remote(lambda: None)
+        ray.get([empty.remote() for _ in range(100)])
+        started, tasks = time.perf_counter(), 1000
+        ray.get([empty.remote() for _ in range(tasks)])
+        yield start_s, (time.perf_counter() - started) / tasks * 1e3
+    finally:
+        os.environ.pop("RAY_ADDRESS", None)
+        ray.shutdown()
 
 
 def simulate(frames: int, actors: int, delay_s: float) -> ScaleRun:

@@ -29,12 +29,12 @@ def test_imports_go_from_jobs_to_pipeline_to_model_and_never_back(path):
             assert ROOMS.index(imported) <= room, f"{path.name} imports {name}"
 
 
-def test_only_the_flow_training_and_the_bench_know_ray():
+def test_only_the_flow_training_and_the_benchmark_know_ray():
     knowing = {
         str(path.relative_to(ROOT)) for path in FILES if any(name.split(".")[0] == "ray" for name, _ in _imports(path))
     }
     flow = {f"pipeline/flow/{name}.py" for name in ("metrics", "on_ray", "session")}
-    assert knowing == {*flow, "pipeline/training_on_ray.py", "jobs/bench.py"}
+    assert knowing == {*flow, "pipeline/training_on_ray.py", "pipeline/benchmark/scale.py"}
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from jobs import bench
 from model.backend import UnsupportedError
 from model.checkpoint import CheckpointError
 from model.rates import Rate
-from pipeline.benchmark import end_to_end
+from pipeline.benchmark import end_to_end, modes
 from pipeline.benchmark.chart import svg
 from pipeline.benchmark.cost import CostModel
 from pipeline.benchmark.end_to_end import EndToEnd
 from pipeline.benchmark.feed import Feed, Paced, measure_feed
 from pipeline.benchmark.handling import HANDLING, Handling, Stage, measure_handling
 from pipeline.benchmark.made_dump import CITYSCAPES, COCO, decoded, make_dump
+from pipeline.benchmark.modes import Bench, BenchConfig
 from pipeline.benchmark.results import Results, feed_line, left_by_handling, rays_price, stage_table
-from pipeline.benchmark.scale import simulate
+from pipeline.benchmark.scale import simulate, simulated_cluster
 from pipeline.dump import reader
 from pipeline.records import InputError
 
@@ -162,10 +164,10 @@ def measured(monkeypatch):
 
     def use(handling, jobs):
         handlings, ends = map(_handling, handling), map(_job, jobs)
-        monkeypatch.setattr(bench, "_made", lambda *_: None)
-        monkeypatch.setattr(bench, "measure_handling", lambda *_: next(handlings))
-        monkeypatch.setattr(bench, "best_network", lambda *_, **__: (None, None, {4: 100.0}))
-        monkeypatch.setattr(bench, "run_job", lambda *_: next(ends))
+        monkeypatch.setattr(modes, "make_dump", lambda *_: None)
+        monkeypatch.setattr(modes, "measure_handling", lambda *_: next(handlings))
+        monkeypatch.setattr(modes, "best_network", lambda *_, **__: (None, None, {4: 100.0}))
+        monkeypatch.setattr(modes, "run_job", lambda *_: next(ends))
 
     return use
 
@@ -176,9 +178,9 @@ def measured(monkeypatch):
 def test_the_smoke_run_is_in_fp32_on_a_cpu_unless_asked_otherwise(measured, monkeypatch, tmp_path, asked, gpu, run):
     measured(handling=[1.5], jobs=[0.9])
     flags = []
-    monkeypatch.setattr(bench, "run_job", lambda dump, way, given, *_: flags.extend(given) or _job(0.9))
-    monkeypatch.setattr(bench.torch.cuda, "is_available", lambda: gpu)
-    assert bench.smoke(bench.BenchConfig(precision=asked), tmp_path, Results()) == 0
+    monkeypatch.setattr(modes, "run_job", lambda dump, way, given, *_: flags.extend(given) or _job(0.9))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    Bench(BenchConfig(precision=asked), tmp_path, print).smoke()
     assert flags[flags.index("--precision") + 1] == run
 
 
@@ -187,7 +189,7 @@ def test_what_cannot_be_measured_is_one_line(monkeypatch, capsys, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(bench, "network", fail)
+    monkeypatch.setattr(Bench, "network", fail)
     monkeypatch.setattr("sys.argv", ["bench.py", "--network"])
     assert bench.main() == 1
     assert capsys.readouterr().err == f"error: {error}\n"
@@ -195,7 +197,7 @@ def test_what_cannot_be_measured_is_one_line(monkeypatch, capsys, error):
 
 @pytest.mark.parametrize("flag", ["--json", "--plot"])
 def test_a_file_that_cannot_be_written_is_refused_before_the_measurement(monkeypatch, tmp_path, capsys, flag):
-    monkeypatch.setattr(bench, "network", None)
+    monkeypatch.setattr(Bench, "network", None)
     (tmp_path / "file").touch()
     monkeypatch.setattr("sys.argv", ["bench.py", "--network", flag, str(tmp_path / "file" / "out")])
     assert bench.main() == 1
@@ -205,27 +207,30 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_measurement(monkeyp
 @pytest.mark.parametrize("frames", [0, -3])
 def test_a_dump_without_frames_is_refused(frames):
     with pytest.raises(InputError, match=f"frames is {frames}: expected at least 1"):
-        bench.BenchConfig(frames=frames)
+        BenchConfig(frames=frames)
 
 
 def test_the_smoke_run_passes_where_one_of_three_tries_does(measured, tmp_path, capsys):
     measured(handling=[2.5, 1.5], jobs=[0.5, 0.7, 0.8])
-    assert bench.smoke(bench.BenchConfig(), tmp_path, Results()) == 0
+    run = Bench(BenchConfig(), tmp_path, print)
+    run.smoke()
+    assert run.passed
     assert capsys.readouterr().out.splitlines()[-1].startswith("passed: handling 1.50x")
 
 
 @pytest.mark.parametrize(("handling", "jobs"), [([2.1] * 3, [0.9]), ([0.5], [0.7] * 3)])
 def test_the_smoke_run_fails_where_handling_or_the_job_misses_its_mark_three_times(measured, handling, jobs, tmp_path):
     measured(handling, jobs)
-    assert bench.smoke(bench.BenchConfig(), tmp_path, Results()) == 1
+    run = Bench(BenchConfig(), tmp_path, print)
+    run.smoke()
+    assert not run.passed
 
 
 @pytest.mark.slow
 def test_a_simulated_dump_goes_through_the_flow_on_ray_and_tells_its_rate_and_the_drivers_memory():
-    results = Results()
-    with bench._simulated_cluster(results, cpus=4, gpus=2):
+    with simulated_cluster(cpus=4, gpus=2) as (start_s, task_ms):
         run = simulate(frames=48, actors=2, delay_s=0.05)
-    assert results.ray_task_ms > 0
+    assert 0 < task_ms < 1e3 * start_s
     assert run.frames_per_s > 0
     assert run.driver_peak_mb > run.driver_before_mb > 10
 

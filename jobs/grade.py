@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import chain
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from model.coarsen import KINDS
 from pipeline import storage
 from pipeline.bounds import check_bounds, check_nms_threshold
 from pipeline.config import parse
-from pipeline.grading import grade, samples, table
+from pipeline.grading import Sample, grade, samples, table
 from pipeline.guard import GuardConfig
 from pipeline.outputs import check_apart, check_writable
 from pipeline.pareto import BASELINE, SETTINGS, WEIGHTS, WITH_SECOND, network_of, second_of, trials
@@ -104,11 +104,7 @@ def score(config: GradeConfig, aside: list[str]) -> None:
             masks = refiner.refine(image, masks, config.nms_threshold, config.guard)
         return masks
 
-    grades = []
-    for path in config.ground_truth:
-        grades += grade(path, config.images, refine, config.kinds, aside, config.seed, config.every)
-    if not grades:
-        raise InputError(_none_left(aside))
+    grades = list(grade(_samples(config, aside), refine))
     print(table(grades, "kind"))
     print(table(grades, "category"))
     print(f"{sum(not graded.changed for graded in grades)} of {len(grades)} masks came out as they went in")
@@ -123,8 +119,14 @@ def _check_outputs(config: GradeConfig, *outputs: str) -> None:
         check_writable(output)
 
 
-def _none_left(aside: list[str]) -> str:
-    return f"all {len(aside)} images with objects were set aside, the first as {aside[0]}"
+def _samples(config: GradeConfig, aside: list[str]) -> Iterator[Sample]:
+    """Those of every ground truth; InputError where all images were set aside."""
+    sample = None
+    for path in config.ground_truth:
+        for sample in samples(path, config.images, config.kinds, aside, config.seed, config.every):
+            yield sample
+    if sample is None:
+        raise InputError(f"all {len(aside)} images with objects were set aside, the first as {aside[0]}")
 
 
 def compare(config: GradeConfig, folder: str, aside: list[str]) -> None:
@@ -133,16 +135,11 @@ def compare(config: GradeConfig, folder: str, aside: list[str]) -> None:
         raise InputError("--pareto tries settings of its own: expected no nms-threshold, iterations, flip or output")
     content_file, plot_file = (storage.join(folder, name) for name in ("pareto.json", "pareto.svg"))
     _check_outputs(config, content_file, plot_file)
-    masks = (
-        samples(path, config.images, config.kinds, aside, config.seed, config.every) for path in config.ground_truth
-    )
     settings, network, second = SETTINGS, network_of(config.checkpoint, config.precision), None
     if config.second_checkpoint:
         settings += WITH_SECOND
         second = second_of(config.second_checkpoint, config.checkpoint, config.precision)
-    tried = list(trials(chain.from_iterable(masks), settings, network, config.guard, second))
-    if not tried and aside:
-        raise InputError(_none_left(aside))
+    tried = list(trials(_samples(config, aside), settings, network, config.guard, second))
     if not tried:
         raise InputError(f"{config.images}: every coarse mask is smaller than guard.min_area = {config.guard.min_area}")
     found = points(tried, WEIGHTS, BASELINE, config.seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -103,20 +103,12 @@ def _objects(truth: GroundTruth, ref: TruthRef, images: str) -> tuple[list[TrueI
     return frame.objects, image
 
 
-def grade(
-    ground_truth: str,
-    images: str,
-    refine: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    kinds: Sequence[str],
-    aside: list[str],
-    seed: int = 0,
-    every: int = 1,
-) -> Iterator[Grade]:
-    """Refine the coarse masks of `samples`, and score both against the truth.
+def grade(samples: Iterable[Sample], refine: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Iterator[Grade]:
+    """Refine coarse masks, and score both them and what they became against the truth.
 
     `refine` takes an image (H, W, 3) uint8 RGB and masks (N, H, W) uint8 0/1 and returns masks of that shape.
     """
-    for sample in samples(ground_truth, images, kinds, aside, seed, every):
+    for sample in samples:
         refined = refine(sample.image, sample.coarse)
         for category, before, after, target in zip(sample.categories, sample.coarse, refined, sample.targets):
             changed = not np.array_equal(before, after)

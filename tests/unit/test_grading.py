@@ -6,7 +6,7 @@ import cv2
 import pytest
 
 from jobs import grade as job
-from pipeline.grading import MEASURES, grade, table
+from pipeline.grading import MEASURES, grade, samples, table
 from pipeline.records import InputError
 from tests.truths import make_truth, true_mask
 
@@ -18,7 +18,8 @@ def truth(tmp_path):
 
 def _grade(truth, refine, kinds=("grow", "wobble"), aside=None, **settings):
     images = str(truth.parent / "images")
-    return list(grade(str(truth), images, refine, kinds, [] if aside is None else aside, **settings))
+    found = samples(str(truth), images, kinds, [] if aside is None else aside, **settings)
+    return list(grade(found, refine))
 
 
 def test_a_refiner_that_does_nothing_leaves_every_score(truth):

@@ -199,10 +199,10 @@ def coarse_masks(photo: Photograph) -> list[np.ndarray]:
 
 def _through_grid(mask: np.ndarray) -> np.ndarray:
     """The mask (H, W) uint8 0/1 as a head returns it: averaged on a grid, interpolated back, cut at one half; bool."""
-    cut, (x, y) = cut_to_box(mask)
+    held, (x, y) = cut_to_box(mask)
     # A margin of one cell, so that the contour closes inside the grid; what the frame cuts off goes on beyond it.
-    margin = -(-max(cut.shape) // (GRID_CELLS - 2))
-    rows, columns = (slice(start, start + size + 2 * margin) for start, size in zip((y, x), cut.shape))
+    margin = -(-max(held.shape) // (GRID_CELLS - 2))
+    rows, columns = (slice(start, start + size + 2 * margin) for start, size in zip((y, x), held.shape))
     window = np.pad(mask, margin, mode="edge")[rows, columns].astype(np.float32)
     grid = cv2.resize(window, (GRID_CELLS, GRID_CELLS), interpolation=cv2.INTER_AREA)
     coarse = np.zeros(np.add(mask.shape, 2 * margin), bool)

@@ -13,7 +13,7 @@ from model.hrnet import multiply_adds
 from pipeline.grading import Sample, scores
 from pipeline.guard import GuardConfig, passed_over
 from pipeline.metrics.boundary import WORSE_BY
-from pipeline.metrics.overlap import Box, cut
+from pipeline.metrics.overlap import Box, mask_within
 from pipeline.patches import crop
 from pipeline.proposals import PATCH_PX, TieOrder, boundary_strength, longest_stride, propose, row_major
 from pipeline.records import Frame, Instance, cut_to_box
@@ -256,7 +256,7 @@ def attempt(
         assemble(work, answers, guard)
         if work.error:
             raise RuntimeError(work.error)
-    return cut(instance, Box(0, 0, width, height)), patches, cost, uncovered
+    return mask_within(instance, Box(0, 0, width, height)), patches, cost, uncovered
 
 
 def _uncovered(coarse: np.ndarray, boxes: np.ndarray) -> int:

@@ -32,8 +32,8 @@ def frame_of_masks(
         raise InputError(f"{file_name}: expected masks (N, H, W), N categories and N scores, found {found}")
     instances = []
     for number, (mask, category_id, score) in enumerate(zip(masks, category_ids, scores)):
-        cut, origin = cut_to_box(mask)
-        instances.append(Instance(str(number), int(category_id), float(score), cut, origin))
+        held, origin = cut_to_box(mask)
+        instances.append(Instance(str(number), int(category_id), float(score), held, origin))
     height, width = masks.shape[1:]
     return Frame(frame_id or file_name, file_name, width, height, instances)
 

@@ -18,8 +18,7 @@ from pipeline.config import MAX_BLOCK_FRAMES, Format, check_patch_size
 from pipeline.formats import Reader
 from pipeline.ground_truth import GroundTruth, TrueFrame, TrueInstance, TruthRef
 from pipeline.images import decode_image
-from pipeline.metrics import overlap
-from pipeline.metrics.overlap import Box, Located, Region, intersection
+from pipeline.metrics.overlap import Box, Located, Region, intersection, mask_within
 from pipeline.patches import crop
 from pipeline.proposals import PATCH_PX, propose
 from pipeline.records import FrameRef, InputError, Instance, cut_to_box
@@ -260,7 +259,7 @@ def check_size(file_name: str, image: np.ndarray, frame: TrueFrame) -> None:
 
 def whole_mask(true: TrueInstance, shape: tuple[int, ...]) -> np.ndarray:
     """The mask (H, W) uint8 0/1 of an object in an image of this shape."""
-    return overlap.cut(true, Box(0, 0, shape[1], shape[0])).view(np.uint8)
+    return mask_within(true, Box(0, 0, shape[1], shape[0])).view(np.uint8)
 
 
 def _cut_object(

@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from pipeline.ground_truth import CITYSCAPES_VOID, TrueFrame, TrueInstance
-from pipeline.metrics.overlap import Box, cut
+from pipeline.metrics.overlap import Box, mask_within
 from pipeline.records import Frame, Instance, cut_to_box
 
 CATEGORIES = (1, 2, 3, 7)
@@ -36,7 +36,7 @@ def frame_of(*instances: Instance, size: tuple[int, int]) -> Frame:
 
 def whole(region: Any, height: int, width: int) -> np.ndarray:
     """The mask (height, width) uint8 0/1 of an instance in its frame."""
-    return cut(region, Box(0, 0, width, height)).astype(np.uint8)
+    return mask_within(region, Box(0, 0, width, height)).astype(np.uint8)
 
 
 @dataclass

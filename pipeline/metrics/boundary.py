@@ -8,7 +8,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from pipeline.metrics.overlap import Located, Region, box_of, cut, intersection, within_frame
+from pipeline.metrics.overlap import Located, Region, box_of, intersection, mask_within, within_frame
 
 COCO_RATIO = 0.02
 """Width of the boundary region for COCO and LVIS as a share of the image's diagonal (Cheng et al., CVPR 2021)."""
@@ -38,7 +38,7 @@ def contour_region(region: Located, width: int, height: int) -> Region:
     if not region.mask.size:
         return Region(region.mask, region.origin)
     box = within_frame(box_of(region, margin=1), width, height)
-    return Region(contour(cut(region, box)) != 0, (box.left, box.top))
+    return Region(contour(mask_within(region, box)) != 0, (box.left, box.top))
 
 
 def dilation_px(width: int, height: int, ratio: float) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.ground_truth import TrueFrame
 from pipeline.metrics.boundary import boundary_f_score
 from pipeline.metrics.matching import COCO, IOU_THRESHOLDS, assign, by_category, ious_for_matching
-from pipeline.metrics.overlap import box_of, check_frame, cut, within_frame
+from pipeline.metrics.overlap import box_of, check_frame, mask_within, within_frame
 from pipeline.records import Frame
 
 TOLERANCE_SHARE = 3 / math.hypot(2048, 1024)
@@ -69,7 +69,7 @@ def boundary_f_frame(truth: TrueFrame, frame: Frame, tolerance_px: float | None 
         for i, j in enumerate(assign(ious, crowd, crowd, IOU_THRESHOLDS[:1])[0].tolist()):
             if j >= 0 and not crowd[j]:
                 box = within_frame(box_of(predictions[i], truths[j], margin=1), truth.width, truth.height)
-                score = boundary_f_score(cut(predictions[i], box), cut(truths[j], box), tolerance_px)
+                score = boundary_f_score(mask_within(predictions[i], box), mask_within(truths[j], box), tolerance_px)
                 found[category] = found.get(category, 0) + 1
                 total[category] = total.get(category, 0) + round(score * _UNIT)
     return BoundaryF(found, total)

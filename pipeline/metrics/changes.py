@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from pipeline.metrics.boundary import contour_region
-from pipeline.metrics.overlap import Located, box_of, cut
+from pipeline.metrics.overlap import Located, box_of, mask_within
 from pipeline.records import Frame, InputError, Instance
 
 # Whole numbers add up to the same sum in every order.
@@ -95,7 +95,7 @@ def sobel(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def changed_pixels(before: Located, after: Located) -> int:
     """Number of pixels that only one of the two masks has."""
     box = box_of(before, after)
-    return int(np.count_nonzero(cut(before, box) != cut(after, box)))
+    return int(np.count_nonzero(mask_within(before, box) != mask_within(after, box)))
 
 
 def _changes(before: Instance, after: Instance, gradient: tuple[np.ndarray, np.ndarray]) -> ClassChanges:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.ground_truth import TrueFrame, TrueInstance
 from pipeline.metrics.boundary import disc
-from pipeline.metrics.overlap import Box, Located, box_of, check_frame, cut, iou_matrix, within_frame
+from pipeline.metrics.overlap import Box, Located, box_of, check_frame, iou_matrix, mask_within, within_frame
 from pipeline.records import Frame, Instance, cut_to_box
 
 LEAST_IOU = 0.5
@@ -49,7 +49,7 @@ def boundary_band(region: Located, reach_px: float, width: int, height: int) -> 
     edge is no boundary.
     """
     box = within_frame(box_of(region, margin=int(reach_px)), width, height)
-    mask = cut(region, box).astype(np.uint8)
+    mask = mask_within(region, box).astype(np.uint8)
     outside = cv2.dilate(mask, disc(reach_px))
     inside = cv2.erode(mask, disc(reach_px))
     return outside != inside, (box.left, box.top)
@@ -73,5 +73,5 @@ def _corrected(instance: Instance, target: TrueInstance, distance: float, width:
         return replace(instance, mask=target.mask, origin=target.origin)
     band, (left, top) = boundary_band(instance, distance, width, height)
     box = Box(left, top, left + band.shape[1], top + band.shape[0])
-    mask, (x, y) = cut_to_box(np.where(band, cut(target, box), cut(instance, box)))
+    mask, (x, y) = cut_to_box(np.where(band, mask_within(target, box), mask_within(instance, box)))
     return replace(instance, mask=mask, origin=(left + x, top + y) if mask.size else (0, 0))

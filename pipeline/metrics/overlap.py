@@ -55,7 +55,7 @@ def within_frame(box: Box, width: int, height: int) -> Box:
     return Box(max(box.left, 0), max(box.top, 0), min(box.right, width), min(box.bottom, height))
 
 
-def cut(region: Located, box: Box) -> np.ndarray:
+def mask_within(region: Located, box: Box) -> np.ndarray:
     """What the region covers of the box: (bottom - top, right - left) bool, False beyond the region's own box."""
     out = np.zeros((box.bottom - box.top, box.right - box.left), bool)
     common = _common(box_of(region), box)

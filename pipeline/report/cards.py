@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipeline.metrics.overlap import Box, cut
+from pipeline.metrics.overlap import Box, mask_within
 from pipeline.records import Instance
 from pipeline.report.contours import choose_windows, relative_path, trace
 
@@ -65,7 +65,7 @@ def make_card(
     sides = [coarse, refined] + ([truth] if truth else [])
     box = _window(sides, size)
     x1, y1, x2, y2 = box
-    masks = [cut(side, box) for side in sides]
+    masks = [mask_within(side, box) for side in sides]
     change = masks[0] ^ masks[1]
     if truth and not change.any():
         change = masks[0] ^ masks[2]

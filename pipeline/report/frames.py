@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from pipeline import storage
-from pipeline.metrics.overlap import Box, cut
+from pipeline.metrics.overlap import Box, mask_within
 from pipeline.records import Instance
 from pipeline.report.contours import CASING_RGB, COARSE_RGB, REFINED_RGB, choose_windows, contour_lines, relative_path
 from pipeline.report.shell import CLOSING, opening
@@ -52,7 +52,7 @@ class ReportFrame:
 def changed_pixels(instance: ReportInstance, size: tuple[int, int]) -> np.ndarray:
     """Where the refined mask differs from the coarse one, as (H, W) bool for `size` = (height, width)."""
     whole = Box(0, 0, size[1], size[0])
-    return cut(instance.coarse, whole) != cut(instance.refined, whole)
+    return mask_within(instance.coarse, whole) != mask_within(instance.refined, whole)
 
 
 def _any(changes: Iterable[np.ndarray], size: tuple[int, int]) -> np.ndarray:

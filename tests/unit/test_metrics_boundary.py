@@ -15,7 +15,7 @@ from pipeline.metrics.boundary import (
     dilation_px,
     iou,
 )
-from pipeline.metrics.overlap import Box, Region, cut
+from pipeline.metrics.overlap import Box, Region, mask_within
 from pipeline.records import cut_to_box
 from tests.conftest import blob
 
@@ -68,7 +68,7 @@ def test_the_boundary_region_equals_a_search_for_the_nearest_pixel_beyond_the_ma
     expected = np.zeros(mask.shape, bool)
     expected[tuple(inside[distance <= dilation].T)] = True
     held, origin = cut_to_box(mask)
-    assert np.array_equal(cut(boundary_region(Region(held, origin), dilation), Box(0, 0, 32, 27)), expected)
+    assert np.array_equal(mask_within(boundary_region(Region(held, origin), dilation), Box(0, 0, 32, 27)), expected)
 
 
 def test_boundary_iou_of_a_shifted_square_by_hand():
@@ -101,7 +101,7 @@ def test_boundary_regions_equal_the_independent_implementation():
         theirs = coco_mask.decode(independent.rleToBoundary(encoded, COCO_RATIO))
         held, origin = cut_to_box(mask)
         ours = boundary_region(Region(held, origin), dilation_px(100, 80, COCO_RATIO))
-        assert np.array_equal(cut(ours, Box(0, 0, 100, 80)), theirs != 0)
+        assert np.array_equal(mask_within(ours, Box(0, 0, 100, 80)), theirs != 0)
 
 
 def test_a_contour_cut_to_its_box_is_that_of_the_whole_frame():
@@ -109,4 +109,4 @@ def test_a_contour_cut_to_its_box_is_that_of_the_whole_frame():
         mask = _square(left, top=0)
         held, origin = cut_to_box(mask)
         ours = contour_region(Region(held, origin), 90, 80)
-        assert np.array_equal(cut(ours, Box(0, 0, 90, 80)), contour(mask) != 0)
+        assert np.array_equal(mask_within(ours, Box(0, 0, 90, 80)), contour(mask) != 0)

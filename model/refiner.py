@@ -25,6 +25,20 @@ GPU_BATCH_PIXELS = 1024 * 128 * 128
 """The same on a GPU, in pixels of the network's input: 1024 patches of 128 x 128 px."""
 
 
+def suited_precision(network: RefinementNetwork, device: torch.device, backend: str) -> Literal["fp32", "bf16", "fp16"]:
+    """What `auto` is for a folded network in fp32 on a device, run by a backend (see `Refiner`)."""
+    if device.type == "cuda":
+        half = suited_half(network)
+        return half if half == "fp16" or has_bf16(device) else "fp32"
+    if device.type != "cpu" or not computes_in_bf16():
+        return "fp32"
+    if backend == "openvino":
+        from model.openvino_backend import can_calculate_in
+
+        return "bf16" if can_calculate_in("bf16") else "fp32"
+    return "bf16"
+
+
 class Refiner:
     """A network ready for inference on one device.
 
@@ -58,7 +72,7 @@ class Refiner:
         self.config = network.config
         self.flip = flip
         self.network = fold(network).to(self.device, memory_format=torch.channels_last)
-        self.precision = self._suited_precision() if precision == "auto" else precision
+        self.precision = suited_precision(self.network, self.device, self.backend) if precision == "auto" else precision
         if self.precision == "bf16" and self.device.type == "cuda" and not has_bf16(self.device):
             raise UnsupportedError("precision is 'bf16', in which this GPU cannot calculate: expected fp16 or fp32")
         self.batch_size = batch_size or self._suited_batch()
@@ -82,18 +96,6 @@ class Refiner:
                 self._inference = DeviceQueue(self.network, self.batch_size, FusedNetwork(self.network))
         else:
             self._inference = DeviceQueue(self.network, self.batch_size)
-
-    def _suited_precision(self) -> Literal["fp32", "bf16", "fp16"]:
-        if self.device.type == "cuda":
-            half = suited_half(self.network)
-            return half if half == "fp16" or has_bf16(self.device) else "fp32"
-        if self.device.type != "cpu" or not computes_in_bf16():
-            return "fp32"
-        if self.backend == "openvino":
-            from model.openvino_backend import can_calculate_in
-
-            return "bf16" if can_calculate_in("bf16") else "fp32"
-        return "bf16"
 
     def _suited_batch(self) -> int:
         if self.device.type != "cpu":

@@ -134,7 +134,7 @@ def _spread(plan: Plan, blocks: Blocks, wish: Placement, pool: Pool, context: An
         .map_batches(partial(_extract_batch, stages=plan.stages, attempts=attempts), **whole)
         .map_batches(
             _RefineActor,
-            fn_constructor_args=(plan.stages, _loading(plan, pool), attempts),
+            fn_constructor_args=(plan.stages, loading(plan, pool), attempts),
             batch_size=len(blocks.frames[0]),
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
@@ -158,7 +158,7 @@ def _fused(plan: Plan, blocks: Blocks, wish: Placement, pool: Pool, context: Any
     context.target_max_block_size = 1
     return _read_blocks([[block] for block in blocks.frames]).map_batches(
         _WholeActor,
-        fn_constructor_args=(plan.stages, _loading(plan, pool), pool.helpers, _count_attempts(), plan.ledger),
+        fn_constructor_args=(plan.stages, loading(plan, pool), pool.helpers, _count_attempts(), plan.ledger),
         batch_size=blocks_at_once(len(blocks.frames), pool),
         compute=ActorPoolStrategy(min_size=1, initial_size=pool.size, max_size=pool.size),
         **pool.resources,
@@ -325,7 +325,7 @@ class _RefineActor:
         return pa.table({**work_columns(works, sealed), "probabilities": packed(parts)})
 
 
-def _loading(plan: Plan, pool: Pool) -> Callable[[], Refiner]:
+def loading(plan: Plan, pool: Pool) -> Callable[[], Refiner]:
     """What loads the network in a process of the pool, for what that has reserved."""
     return partial(_loaded, plan.load_refiner, pool.threads, "num_gpus" in pool.resources)
 

@@ -11,6 +11,7 @@ from model.backend import UnsupportedError
 from model.gpu import DeviceQueue, suited_half
 from model.hrnet import fold, pad_channels
 from model.parts import Parts
+from model.refiner import suited_precision
 from tests.conftest import random_patches, seeded_network
 from tests.fake_cuda import FakeTorch
 
@@ -80,7 +81,8 @@ def test_one_batch_is_filled_while_two_are_under_way():
             under_way.append(len(made) - 1 - len(queue.ready[64][1]))
             return super().fill(*arguments)
 
-    made = [queue._prepared(64)[1][0]]
+    one(queue, random_patches(1))
+    made = [*queue.ready[64][1]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu, "_Slot", lambda *of: made.append(Watched(*of)) or made[-1])
         one(queue, random_patches(6))
@@ -205,9 +207,7 @@ def test_fp32_means_fp32_whatever_the_process_has_set_and_its_settings_come_back
 def test_weights_that_fp16_does_not_hold_get_bf16_where_the_gpu_has_it(monkeypatch, capability, precision):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr("model.refiner.suited_half", lambda _: "bf16")
-    refiner = object.__new__(Refiner)
-    refiner.device, refiner.network = torch.device("cuda"), None
-    assert refiner._suited_precision() == precision
+    assert suited_precision(None, torch.device("cuda"), "torch") == precision
 
 
 def test_certain_probabilities_survive_the_way_through_signed_integers():

@@ -60,10 +60,9 @@ def test_receipts_reach_storage_in_segments_that_are_never_rewritten(ledger):
 
 
 def test_receipts_reach_storage_also_while_a_run_waits_for_more(tmp_path, ledger, monkeypatch):
+    monkeypatch.setattr("pipeline.ledger.FLUSH_SECONDS", 3600)
+    ledger.record([_receipt("a"), _receipt("b")])
     monkeypatch.setattr("pipeline.ledger.FLUSH_SECONDS", 0.01)
-    ledger.record([_receipt("a")])
-    ledger._flushed = time.monotonic() + 3600
-    ledger.record([_receipt("b")])
     with ledger.flushed():
         end = time.monotonic() + 30
         while len(list(read_receipts(ledger.output))) < 2 and time.monotonic() < end:
@@ -72,7 +71,7 @@ def test_receipts_reach_storage_also_while_a_run_waits_for_more(tmp_path, ledger
 
 
 def test_a_run_that_lost_its_output_writes_no_receipt_while_it_waits(ledger, monkeypatch):
-    monkeypatch.setattr("pipeline.ledger.FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr("pipeline.ledger.FLUSH_SECONDS", 3600)
     checked = threading.Event()
 
     def lost():
@@ -80,8 +79,8 @@ def test_a_run_that_lost_its_output_writes_no_receipt_while_it_waits(ledger, mon
         raise InputError("another run has taken the output over")
 
     ledger.confirm = lost
-    ledger._flushed = time.monotonic() + 3600
     ledger.record([_receipt("a")])
+    monkeypatch.setattr("pipeline.ledger.FLUSH_SECONDS", 0.01)
     with ledger.flushed():
         assert checked.wait(30)
     with pytest.raises(InputError, match="taken the output over"):
@@ -93,10 +92,9 @@ def test_a_store_that_fails_while_a_run_waits_fails_the_run_itself(ledger, monke
     def full(url, data):
         raise OSError("no space left")
 
-    ledger._flushed = time.monotonic() + 3600
+    monkeypatch.setattr("pipeline.ledger.FLUSH_SECONDS", 3600)
     ledger.record([_receipt("a")])
-    ledger._flushed = 0.0
-    monkeypatch.setattr("pipeline.ledger.FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr("pipeline.ledger.FLUSH_SECONDS", 1e-6)
     monkeypatch.setattr("pipeline.storage.put", full)
     with ledger.flushed(), pytest.raises(OSError, match="no space left"):
         ledger.record([_receipt("b")])

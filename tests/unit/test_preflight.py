@@ -12,7 +12,6 @@ import pytest
 from jobs import check as job
 from pipeline import preflight, preflight_frames
 from pipeline.flow.session import Placement
-from pipeline.formats.cityscapes import CityscapesReader
 from pipeline.lease import Lease
 from pipeline.limits import LimitsConfig
 from pipeline.preflight import CheckConfig, check, cluster
@@ -191,16 +190,19 @@ def test_a_file_that_breaks_the_decoder_is_a_finding_too(config, monkeypatch):
     assert "frame_000.png: error: too large" in found.findings[0]
 
 
-def test_a_sample_is_the_same_each_time_and_grows_into_a_larger_one(dump, config):
-    refs = CityscapesReader(f"{dump.root}/cityscapes", f"{dump.root}/images").list_frames()
-    smaller, larger = (preflight_frames._sample(refs, count) for count in (2, 4))
-    assert smaller == preflight_frames._sample(refs, 2)
-    assert len(smaller) == 2
-    assert [ref for ref in larger if ref in smaller] == smaller
-    assert preflight_frames._sample(refs, 0) == refs
-    report = check(config(sample=2))
-    assert report.estimate.measured == 2
-    assert report.estimate.frames == 6
+def test_a_sample_is_the_same_each_time_and_grows_into_a_larger_one(config, monkeypatch):
+    looked_at, decode = set(), preflight_frames.decode_image
+    monkeypatch.setattr(preflight_frames, "decode_image", lambda url, *of: looked_at.add(url) or decode(url, *of))
+
+    def sampled(count):
+        looked_at.clear()
+        estimate = check(config(sample=count)).estimate
+        assert (estimate.measured, estimate.frames) == (len(looked_at), 6)
+        return {*looked_at}
+
+    smaller, again, larger = (sampled(count) for count in (2, 2, 4))
+    assert smaller == again < larger
+    assert (len(smaller), len(larger), len(sampled(0))) == (2, 4, 6)
 
 
 def test_a_listing_that_cannot_be_read_is_one_finding(dump, config):

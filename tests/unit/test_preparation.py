@@ -145,18 +145,16 @@ def test_frames_with_a_fault_are_set_aside_and_the_others_are_cut(truth, tmp_pat
 
 def test_an_interrupted_run_is_completed_and_leaves_no_row_twice(truth, tmp_path, monkeypatch):
     _prepare(truth, tmp_path / "whole", frames_per_block=1)
-    cut_block, calls = preparation._cut_block, []
 
-    def fails_in_the_third_block(items, cutter):
-        calls.append(len(items))
-        receipts = cut_block(items, cutter)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return receipts
+    def fails_in_the_third_block(blocks, work, *, local):
+        yield from map(work, blocks[:2])
+        work(blocks[2])
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(preparation, "_cut_block", fails_in_the_third_block)
+    monkeypatch.setattr(preparation, "map_blocks", fails_in_the_third_block)
     with pytest.raises(KeyboardInterrupt):
         _prepare(truth, tmp_path / "out", frames_per_block=1)
+    monkeypatch.undo()
     assert len(list((tmp_path / "out" / "train").iterdir())) == 3
     prepared = _prepare(truth, tmp_path / "out", frames_per_block=2)
     assert prepared.done_before == 2
@@ -164,13 +162,11 @@ def test_an_interrupted_run_is_completed_and_leaves_no_row_twice(truth, tmp_path
 
 
 def test_shards_that_a_killed_run_has_left_are_not_taken_for_those_of_the_next(truth, tmp_path, monkeypatch):
-    cut_block = preparation._cut_block
-
-    def is_killed_before_the_ledger_knows(items, cutter):
-        cut_block(items, cutter)
+    def is_killed_before_the_ledger_knows(blocks, work, *, local):
+        work(blocks[0])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(preparation, "_cut_block", is_killed_before_the_ledger_knows)
+    monkeypatch.setattr(preparation, "map_blocks", is_killed_before_the_ledger_knows)
     with pytest.raises(KeyboardInterrupt):
         _prepare(truth, tmp_path / "out", val_share=0.5)
     monkeypatch.undo()

@@ -1,6 +1,7 @@
 import time
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline import storage
 from pipeline.records import InputError
@@ -64,13 +65,24 @@ def test_a_version_is_another_once_a_file_was_written_anew(root):
     assert after["b/c.txt"] == before["b/c.txt"]
 
 
+@pytest.fixture
+def version(monkeypatch):
+    """The version of a file of which a store tells its size, 5, and what is given."""
+
+    def of(**told):
+        monkeypatch.setattr(MemoryFileSystem, "info", lambda *_: {"size": 5, **told})
+        return storage.versions_of("memory://store", ["a.txt"])[0]
+
+    return of
+
+
 @pytest.mark.parametrize("name", ["mtime", "modificationTime", "modify"])
-def test_the_time_of_a_change_is_known_by_all_its_names(name):
-    assert storage._version_of({"size": 5, name: 17}) == "5:17"
+def test_the_time_of_a_change_is_known_by_all_its_names(version, name):
+    assert version(**{name: 17}) == "5:17"
 
 
-def test_a_file_of_which_a_store_tells_neither_tag_nor_time_is_never_the_same_as_before():
-    assert storage._version_of({"size": 5}) != storage._version_of({"size": 5})
+def test_a_file_of_which_a_store_tells_neither_tag_nor_time_is_never_the_same_as_before(version):
+    assert version() != version()
 
 
 def test_the_version_of_a_link_is_that_of_the_file_it_leads_to(tmp_path):

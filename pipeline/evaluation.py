@@ -29,7 +29,7 @@ from pipeline.metrics.boundary_f import boundary_f_frame
 from pipeline.metrics.changes import changed_pixels, changes
 from pipeline.metrics.matching import COCO, LVIS, Rules
 from pipeline.metrics.oracle import DISTANCES_PX, oracle
-from pipeline.metrics.overlap import areas, iou_matrix
+from pipeline.metrics.overlap import best_truths, iou_matrix
 from pipeline.progress import Progress
 from pipeline.records import Frame, FrameRef, InputError, Instance, fault
 
@@ -358,14 +358,8 @@ def _ious_before_and_after(
     truth: TrueFrame, coarse: Sequence[Instance], refined: Sequence[Instance]
 ) -> dict[int, tuple[float, float]]:
     """IoU of each instance with the truth that its coarse mask found (the best of its class, at least one half)."""
-    things = [one for one in truth.instances if not one.crowd]
-    if not things or not coarse:
-        return {}
-    crowd = np.zeros(len(things), bool)
-    ious = iou_matrix(coarse, things, crowd)
-    same = np.array([[one.category_id == other.category_id for other in things] for one in coarse])
-    ious = np.where(same & (areas(things) > 0), ious, 0)
-    found = np.flatnonzero(ious.max(axis=1) >= 0.5)
-    best = ious.argmax(axis=1)
-    after = {i: iou_matrix([refined[i]], [things[best[i]]], crowd[:1])[0, 0] for i in found.tolist()}
-    return {i: (float(ious[i, best[i]]), float(new)) for i, new in after.items()}
+    return {
+        i: (iou, float(iou_matrix([after], [target])[0, 0]))
+        for i, (after, (target, iou)) in enumerate(zip(refined, best_truths(coarse, truth.objects)))
+        if target is not None and iou >= 0.5
+    }

@@ -6,8 +6,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 
-import numpy as np
-
 from pipeline import storage
 from pipeline.evaluation import COARSE, REFINED, SHIFT_EDGES, EvaluateConfig, Notable, Outcome, read_frames
 from pipeline.evaluation_results import SHARES, Numbers, Results
@@ -16,7 +14,7 @@ from pipeline.guard import REASONS
 from pipeline.images import decode_image
 from pipeline.ledger import read_receipts
 from pipeline.metrics.boundary import WORSE_BY
-from pipeline.metrics.overlap import areas, iou_matrix
+from pipeline.metrics.overlap import best_truths
 from pipeline.records import Instance
 from pipeline.report import Bar, BarGroup, Card, Delta, Gallery, Histogram, Report, Table, make_card
 
@@ -218,9 +216,5 @@ def _category(outcome: Outcome, instance: Instance) -> str:
 
 def _truth_of(coarse: Instance, true: TrueFrame | None) -> Instance | None:
     """The truth that the coarse mask has found, if any."""
-    same = [] if true is None else [t for t in true.instances if not t.crowd and t.category_id == coarse.category_id]
-    if not same or not areas([coarse])[0]:
-        return None
-    ious = iou_matrix([coarse], same, np.zeros(len(same), bool))[0]
-    best = same[int(ious.argmax())]
-    return Instance(best.instance_id, best.category_id, 1.0, best.mask, best.origin) if ious.max() > 0 else None
+    ((best, _),) = best_truths([coarse], true.objects if true else ())
+    return None if best is None else Instance(best.instance_id, best.category_id, 1.0, best.mask, best.origin)

@@ -18,7 +18,7 @@ from pipeline.config import MAX_BLOCK_FRAMES, Format, check_patch_size
 from pipeline.formats import Reader
 from pipeline.ground_truth import GroundTruth, TrueFrame, TrueInstance, TruthRef
 from pipeline.images import decode_image
-from pipeline.metrics.overlap import Box, Located, Region, intersection, mask_within
+from pipeline.metrics.overlap import Box, Located, Region, best_truths, intersection, mask_within
 from pipeline.patches import crop
 from pipeline.proposals import PATCH_PX, propose
 from pipeline.records import FrameRef, InputError, Instance, cut_to_box
@@ -156,12 +156,8 @@ def pairs_to_cut(
     if predictions is None:
         pairs: list[tuple[str, Instance | None, TrueInstance]] = [(true.instance_id, None, true) for true in things]
     else:
-        pairs = []
-        for instance in predictions:
-            same = [true for true in things if true.category_id == instance.category_id]
-            ious = [_iou(instance, true) for true in same]
-            if ious and max(ious) > MIN_IOU:
-                pairs.append((instance.instance_id, instance, same[int(np.argmax(ious))]))
+        found = zip(predictions, best_truths(predictions, things))
+        pairs = [(one.instance_id, one, true) for one, (true, iou) in found if true is not None and iou > MIN_IOU]
     return [pair for pair in pairs if item.chosen is None or pair[0] in item.chosen]
 
 

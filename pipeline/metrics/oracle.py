@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.ground_truth import TrueFrame, TrueInstance
 from pipeline.metrics.boundary import disc
-from pipeline.metrics.overlap import Box, Located, box_of, check_frame, iou_matrix, mask_within, within_frame
+from pipeline.metrics.overlap import Box, Located, best_truths, box_of, check_frame, mask_within, within_frame
 from pipeline.records import Frame, Instance, cut_to_box
 
 LEAST_IOU = 0.5
@@ -29,7 +29,8 @@ def oracle(truth: TrueFrame, frame: Frame, distances_px: Sequence[float] = DISTA
     whole mask. InputError where the sizes of image and predictions differ.
     """
     check_frame(truth, frame)
-    targets = _targets(truth, frame.instances)
+    found = best_truths(frame.instances, truth.objects)
+    targets = [target if iou >= LEAST_IOU else None for target, iou in found]
     return [
         replace(
             frame,
@@ -53,19 +54,6 @@ def boundary_band(region: Located, reach_px: float, width: int, height: int) -> 
     outside = cv2.dilate(mask, disc(reach_px))
     inside = cv2.erode(mask, disc(reach_px))
     return outside != inside, (box.left, box.top)
-
-
-def _targets(truth: TrueFrame, instances: Sequence[Instance]) -> list[TrueInstance | None]:
-    targets: list[TrueInstance | None] = [None] * len(instances)
-    for category in {instance.category_id for instance in instances}:
-        truths = [one for one in truth.instances if one.category_id == category and not one.crowd]
-        places = [i for i, instance in enumerate(instances) if instance.category_id == category]
-        if truths:
-            ious = iou_matrix([instances[i] for i in places], truths, np.zeros(len(truths), bool))
-            for i, best, highest in zip(places, ious.argmax(axis=1), ious.max(axis=1)):
-                if highest >= LEAST_IOU:
-                    targets[i] = truths[best]
-    return targets
 
 
 def _corrected(instance: Instance, target: TrueInstance, distance: float, width: int, height: int) -> Instance:

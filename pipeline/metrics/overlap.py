@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from pipeline.ground_truth import TrueFrame
-from pipeline.records import Frame, InputError
+from pipeline.ground_truth import TrueFrame, TrueInstance
+from pipeline.records import Frame, InputError, Instance
 
 
 class Located(Protocol):
@@ -90,7 +90,9 @@ def areas(regions: Sequence[Located]) -> np.ndarray:
     return np.array([np.count_nonzero(region.mask) for region in regions], np.int64)
 
 
-def iou_matrix(predictions: Sequence[Located], truths: Sequence[Located], crowd: np.ndarray) -> np.ndarray:
+def iou_matrix(
+    predictions: Sequence[Located], truths: Sequence[Located], crowd: np.ndarray | bool = False
+) -> np.ndarray:
     """Intersection over union of all pairs, (predictions, truths) float64, as pycocotools' `iou` gives it.
 
     For a truth whose `crowd` (truths,) bool is set it is the intersection over the prediction's pixels. Pairs without
@@ -100,6 +102,20 @@ def iou_matrix(predictions: Sequence[Located], truths: Sequence[Located], crowd:
     ours = areas(predictions)[:, None]
     union = np.where(crowd, ours, ours + areas(truths) - common)
     return np.divide(common, union, out=np.zeros(common.shape), where=common > 0)
+
+
+def best_truths(
+    predictions: Sequence[Instance], truths: Sequence[TrueInstance]
+) -> list[tuple[TrueInstance | None, float]]:
+    """For each prediction the truth of its class that overlaps it most, and their IoU; None and 0 where none does."""
+    found: list[tuple[TrueInstance | None, float]] = [(None, 0.0)] * len(predictions)
+    for category in {one.category_id for one in predictions}:
+        same = [one for one in truths if one.category_id == category]
+        places = [i for i, one in enumerate(predictions) if one.category_id == category]
+        for i, ious in zip(places, iou_matrix([predictions[i] for i in places], same)):
+            if ious.any():
+                found[i] = same[int(ious.argmax())], float(ious.max())
+    return found
 
 
 def check_frame(truth: TrueFrame, frame: Frame) -> None:

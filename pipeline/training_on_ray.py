@@ -11,7 +11,7 @@ from typing import Any
 
 from model.bundled import CheckpointError
 from model.fit import FitError
-from pipeline.flow import noted_signals, ray_cluster
+from pipeline.flow.session import noted_signals, ray_cluster, room, threads_of
 from pipeline.records import InputError
 from pipeline.redaction import redacted
 from pipeline.stores import open_store
@@ -45,13 +45,13 @@ def train_on_ray(config: TrainConfig, say: Say, received: list[int], check: Call
         on_gpus = config.gpus_per_worker > 0 and any(node.get("GPU") for node in nodes)
         if on_gpus:
             reserved, threads = {"CPU": 1, "GPU": config.gpus_per_worker}, None
-            room = room_on_gpus(nodes, config.gpus_per_worker)
+            places = room_on_gpus(nodes, config.gpus_per_worker)
         else:
-            threads, room = threads_of([int(node.get("CPU", 0)) for node in nodes], most)
+            threads, places = threads_of([int(node.get("CPU", 0)) for node in nodes], most)
             reserved = {"CPU": threads}
-        if room < least:
+        if places < least:
             kind = "GPUs, and a CPU beside them," if on_gpus else "CPUs"
-            raise InputError(f"workers is {config.workers}: the cluster has {kind} for {room} only")
+            raise InputError(f"workers is {config.workers}: the cluster has {kind} for {places} only")
         desk = ray.remote(_Desk).options(num_cpus=0).remote()
         trainer = TorchTrainer(
             partial(_worker, config, desk, threads),
@@ -144,15 +144,7 @@ class _Asking:
 
 def room_on_gpus(nodes: Sequence[Mapping[str, float]], share: int) -> int:
     """For how many workers with `share` GPUs and a CPU each there is room on nodes with such resources."""
-    return int(sum(min(node.get("GPU", 0) // share, node.get("CPU", 0) // 1) for node in nodes))
-
-
-def threads_of(cpus: list[int], workers: int) -> tuple[int, int]:
-    """The most CPUs that each worker can have on nodes with `cpus`, and for how many workers there is room then."""
-    for threads in range(max(cpus), 0, -1):
-        if sum(count // threads for count in cpus) >= workers:
-            return threads, workers
-    return 1, sum(cpus)
+    return sum(min(room(node.get("GPU", 0), share), int(node.get("CPU", 0))) for node in nodes)
 
 
 def _watch(fit: Callable[[], Any], desk: Any, say: Say, received: list[int], check: Callable[[], None]) -> None:

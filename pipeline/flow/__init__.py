@@ -4,7 +4,7 @@ from pipeline.flow.local import run_local
 from pipeline.flow.metrics import Metrics
 from pipeline.flow.on_ray import map_blocks, run_ray
 from pipeline.flow.plan import Plan, Stages, load_refiner
-from pipeline.flow.session import Placement, noted_signals, ray_cluster, stopped_by_signals
+from pipeline.flow.session import Placement, noted_signals, stopped_by_signals
 
 __all__ = [
     "Metrics",
@@ -14,7 +14,6 @@ __all__ = [
     "load_refiner",
     "map_blocks",
     "noted_signals",
-    "ray_cluster",
     "run_local",
     "run_ray",
     "stopped_by_signals",

@@ -90,7 +90,7 @@ def network_pool(nodes: Sequence[Mapping[str, float]], wish: Placement) -> Pool:
             raise InputError("no machine is up: expected --workers to say how many may come, and --device cpu or gpu")
         return Pool(workers, {"num_cpus": 0.99}, 1, 1)
     size = workers or len(cpus)
-    share = next((s for s in range(max(cpus), 1, -1) if sum(count // s for count in cpus) >= size), 1)
+    share, _ = threads_of(cpus, size)
     reserved = share - max(1, share // 4)
     # Not a whole number: Ray Data would run cutting inside the network's process if both reserved the same.
     return Pool(size, {"num_cpus": reserved - 0.01 if reserved else 0}, share, helpers_beside(share, gpus=False))
@@ -102,6 +102,14 @@ def room(there: float, share: float) -> int:
     Where the share is less than one, no process gets parts of two GPUs.
     """
     return int(there // share) if share >= 1 else int(there) * int(1 / share + 1e-6)
+
+
+def threads_of(cpus: Sequence[int], processes: int) -> tuple[int, int]:
+    """The most CPUs that each process can have on machines with `cpus`, and for how many there is room then."""
+    for threads in range(max(cpus), 0, -1):
+        if sum(count // threads for count in cpus) >= processes:
+            return threads, processes
+    return 1, sum(cpus)
 
 
 def without_gpus() -> None:

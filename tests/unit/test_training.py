@@ -20,10 +20,11 @@ from model.augment import Augmentation
 from model.fit import FitConfig
 from pipeline import storage
 from pipeline.config import parse
+from pipeline.flow.session import threads_of
 from pipeline.patch_dataset import pack, write_shards
 from pipeline.records import InputError
 from pipeline.training import Interrupted, TrainConfig, claimed, prepare, train
-from pipeline.training_on_ray import room_on_gpus, threads_of
+from pipeline.training_on_ray import room_on_gpus
 
 FIT = ["--fit.recipe=adamw", "--fit.warmup-steps=2", "--fit.learning-rate=0.005"]
 SMALL = ["--batch-size=4", "--side-px=32", "--val-every=4", "--checkpoint-every=3", *FIT]

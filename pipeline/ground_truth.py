@@ -220,17 +220,13 @@ def _check_category(category: Any, place: str) -> None:
 
 
 def _instance(entry: dict[str, Any], width: int, height: int) -> TrueInstance:
-    segmentation, category = entry["segmentation"], entry["category_id"]
+    category, area = entry["category_id"], entry["area"]
     _check_category(category, "category_id ")
-    area = entry["area"]
     if area is not None and not (type(area) in (int, float) and abs(area) <= sys.float_info.max):
         raise InputError(f"area {area!r:.40}, expected a finite number")
     if entry["iscrowd"] not in (None, 0, 1):
         raise InputError(f"iscrowd {entry['iscrowd']!r:.40}, expected 0 or 1")
-    if isinstance(segmentation, dict):
-        mask, origin = rle.decode(segmentation.get("counts"), segmentation.get("size"), width, height)
-    else:
-        mask, origin = rle.from_polygons(segmentation, width, height)
+    mask, origin = rle.of_segmentation(entry["segmentation"], width, height)
     area = area if area is not None else int(np.count_nonzero(mask))
     return TrueInstance(str(entry["id"]), category, mask, origin, bool(entry["iscrowd"]), area)
 

@@ -79,6 +79,13 @@ def decode(counts: str | list[int], size: Any, width: int, height: int) -> tuple
     return _paint(runs, height)
 
 
+def of_segmentation(segmentation: Any, width: int, height: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """The mask of a COCO `segmentation`, which is run lengths or polygons, as `decode` gives it; or InputError."""
+    if isinstance(segmentation, dict):
+        return decode(segmentation.get("counts"), segmentation.get("size"), width, height)
+    return from_polygons(segmentation, width, height)
+
+
 def from_polygons(polygons: Any, width: int, height: int) -> tuple[np.ndarray, tuple[int, int]]:
     """The union of COCO polygons, each [x1, y1, x2, y2, ...] in pixels, as `decode` gives it; or InputError."""
     if not isinstance(polygons, list) or not polygons:

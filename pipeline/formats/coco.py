@@ -273,11 +273,7 @@ def _instance(number: int, frame_id: str, data: bytes, width: int, height: int) 
         raise InputError(f"expected a whole number as category_id, found {category!r:.40}")
     if type(score) not in (int, float) or not abs(score) <= sys.float_info.max:
         raise InputError(f"expected a finite number as score, found {score!r:.40}")
-    segmentation = entry.get("segmentation")
-    if isinstance(segmentation, dict):
-        mask, origin = rle.decode(segmentation.get("counts"), segmentation.get("size"), width, height)
-    else:
-        mask, origin = rle.from_polygons(segmentation, width, height)
+    mask, origin = rle.of_segmentation(entry.get("segmentation"), width, height)
     extra = {key: value for key, value in entry.items() if key not in _REWRITTEN}
     if "score" not in entry:
         extra["score"] = None

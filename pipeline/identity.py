@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from pipeline import storage
-from pipeline.records import InputError
+from pipeline.records import FrameRef, InputError
 
 LISTED_FROM = 1000
 """Images from which on a store is asked for a listing of their folder, which has about as many in one answer."""
@@ -29,6 +30,15 @@ def unchanged(before: str, now: str) -> bool:
     """Whether a frame that was `before` when it was read is so `now`, as it is listed; unknown is not the same."""
     before, now = before.partition("@")[0], now.partition("@")[0]
     return bool(before) and before == (now if "+" in before else now.partition("+")[0])
+
+
+def identified(refs: Sequence[FrameRef], images: str, predictions: Sequence[str]) -> list[FrameRef]:
+    """References with their identity: that of each image below the folder `images`, and a digest of its predictions."""
+    versions = image_versions(images, (ref.file_name for ref in refs))
+    return [
+        replace(ref, identity=f"{digest(ref.file_name, versions.get(ref.file_name, ''))}.{content}")
+        for ref, content in zip(refs, predictions)
+    ]
 
 
 def image_versions(images: str, file_names: Iterable[str]) -> dict[str, str]:

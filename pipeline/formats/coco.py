@@ -9,7 +9,7 @@ import string
 import sys
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ from pipeline import rle, storage
 from pipeline.confine import writable
 from pipeline.formats import json_list
 from pipeline.formats import parts as part_files
-from pipeline.identity import digest, image_versions
+from pipeline.identity import digest, identified
 from pipeline.records import Frame, FrameRef, InputError, Instance
 
 NEARBY = 64 << 10
@@ -115,13 +115,7 @@ class CocoReader:
             )
             if known is not None:
                 predictions.append(digest(of_content[mine].tobytes()))
-        if known is None:
-            return refs
-        versions = image_versions(self.images, (ref.file_name for ref in refs))
-        return [
-            replace(ref, identity=f"{digest(ref.file_name, versions.get(ref.file_name, ''))}.{content}")
-            for ref, content in zip(refs, predictions)
-        ]
+        return refs if known is None else identified(refs, self.images, predictions)
 
     def identity(self, ref: FrameRef, instances: Sequence[Instance]) -> str:
         return ref.identity

@@ -20,7 +20,7 @@ import pyarrow.types as kind
 from pipeline import rle, storage
 from pipeline.confine import inside, writable
 from pipeline.formats import parts as part_files
-from pipeline.identity import digest, image_versions
+from pipeline.identity import digest, identified
 from pipeline.records import FRAME_SCHEMA, Frame, FrameRef, InputError, Instance
 
 FRAMES_PER_FILE = 2048
@@ -120,13 +120,7 @@ class ParquetReader:
                         predictions += _contents(file, refs[first:], version, known)
         times = Counter(ref.frame_id for ref in refs)
         refs = [replace(ref, error=_repeated(ref)) if times[ref.frame_id] > 1 else ref for ref in refs]
-        if known is None:
-            return refs
-        versions = image_versions(self.images, (ref.file_name for ref in refs))
-        return [
-            replace(ref, identity=f"{digest(ref.file_name, versions.get(ref.file_name, ''))}.{content}")
-            for ref, content in zip(refs, predictions)
-        ]
+        return refs if known is None else identified(refs, self.images, predictions)
 
     def identity(self, ref: FrameRef, instances: Sequence[Instance]) -> str:
         return ref.identity

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.evaluation import COARSE, REFINED, SHIFT_EDGES, Outcome, oracle_name
-from pipeline.ground_truth import CITYSCAPES_CLASSES
+from pipeline.formats.cityscapes import CITYSCAPES_CLASSES
 from pipeline.metrics.average_precision import AveragePrecision, average_precision
 from pipeline.metrics.boundary import WORSE_BY
 from pipeline.metrics.cityscapes_ap import EVALUATED, CityscapesAP, cityscapes_ap

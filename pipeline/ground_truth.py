@@ -13,24 +13,11 @@ import cv2
 import numpy as np
 
 from pipeline import rle, storage
+from pipeline.formats.cityscapes import CITYSCAPES_CLASSES, IMAGES
 from pipeline.formats.coco import image_file_name
 from pipeline.identity import digest
 from pipeline.images import decoded
 from pipeline.records import FrameRef, InputError, cut_to_box
-
-CITYSCAPES_CLASSES = {
-    24: "person",
-    25: "rider",
-    26: "car",
-    27: "truck",
-    28: "bus",
-    29: "caravan",
-    30: "trailer",
-    31: "train",
-    32: "motorcycle",
-    33: "bicycle",
-}
-"""The Cityscapes classes whose objects are told apart, by label id."""
 
 CITYSCAPES_VOID = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
 """The Cityscapes label ids that its evaluation ignores, as far as they are ids of pixels."""
@@ -242,7 +229,7 @@ class CityscapesTruth:
         found = storage.find(self.url, (INSTANCE_IDS.lower(),))
         if not found:
             raise InputError(f"{self.url}: expected files *{INSTANCE_IDS}, found none")
-        images = {image_key(path): path for path in storage.find(self.images, (".png", ".jpg", ".jpeg"))}
+        images = {image_key(path): path for path in storage.find(self.images, IMAGES)}
         refs = []
         for path in found:
             name = path[: -len(INSTANCE_IDS)]

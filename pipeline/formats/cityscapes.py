@@ -23,8 +23,20 @@ PRED = "_pred.txt"
 LARGEST_LIST = 64 << 20
 """Bytes of a `_pred.txt`; lists of real frames have some thousand."""
 IMAGES = (".png", ".jpg", ".jpeg")
-LABEL_IDS = range(24, 34)
-"""Cityscapes' classes with instances: person, rider, car, truck, bus, caravan, trailer, train, motorcycle, bicycle."""
+CITYSCAPES_CLASSES = {
+    24: "person",
+    25: "rider",
+    26: "car",
+    27: "truck",
+    28: "bus",
+    29: "caravan",
+    30: "trailer",
+    31: "train",
+    32: "motorcycle",
+    33: "bicycle",
+}
+"""The Cityscapes classes whose objects are told apart, by label id."""
+LABEL_IDS = tuple(CITYSCAPES_CLASSES)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pipeline.ground_truth import CITYSCAPES_CLASSES, TrueFrame, TrueInstance
+from pipeline.formats.cityscapes import CITYSCAPES_CLASSES
+from pipeline.ground_truth import TrueFrame, TrueInstance
 from pipeline.metrics.boundary import boundary_region, dilation_px
 from pipeline.metrics.matching import pack, unpack
 from pipeline.metrics.overlap import areas, check_frame, intersections

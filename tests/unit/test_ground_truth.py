@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from pipeline.ground_truth import CITYSCAPES_CLASSES, CITYSCAPES_VOID, CocoTruth, image_key, open_ground_truth
+from pipeline.formats.cityscapes import CITYSCAPES_CLASSES
+from pipeline.ground_truth import CITYSCAPES_VOID, CocoTruth, image_key, open_ground_truth
 from pipeline.records import InputError
 from tests.conftest import blob
 

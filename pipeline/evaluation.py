@@ -232,9 +232,7 @@ def _reader(config: EvaluateConfig, url: str, form: Format, kind: str | None) ->
 
 def _items(listed: Mapping[str, Sequence[FrameRef]], listing: Listing | None) -> tuple[list[Item], dict[str, str]]:
     """The images to measure, and what the dumps lack or have beyond them."""
-    by_key: dict[str, dict[str, FrameRef]] = {}
-    for name, refs in listed.items():
-        by_key[name] = by_image(name, refs)
+    by_key = {name: by_image(name, refs) for name, refs in listed.items()}
     if listing is not None:
         keys = {ref.key: ref for ref in listing.refs}
         files = {ref.key: ref.file_name for ref in listing.refs}

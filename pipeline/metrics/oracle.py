@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.ground_truth import TrueFrame, TrueInstance
 from pipeline.metrics.boundary import disc
-from pipeline.metrics.overlap import Box, Located, best_truths, box_of, check_frame, mask_within, within_frame
+from pipeline.metrics.overlap import Located, Region, best_truths, box_of, check_frame, mask_within, within_frame
 from pipeline.records import Frame, Instance, cut_to_box
 
 LEAST_IOU = 0.5
@@ -43,23 +43,23 @@ def oracle(truth: TrueFrame, frame: Frame, distances_px: Sequence[float] = DISTA
     ]
 
 
-def boundary_band(region: Located, reach_px: float, width: int, height: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """The pixels within `reach_px` (Euclidean) of one on the other side of the mask's boundary, and their (x, y).
+def boundary_band(region: Located, reach_px: float, width: int, height: int) -> Region:
+    """The pixels within `reach_px` (Euclidean) of one on the other side of the mask's boundary.
 
-    (h, w) bool, cut to the mask's box and the pixels around it; a reach of 1 is a band two pixels wide. The frame's
-    edge is no boundary.
+    Cut to the mask's box and the pixels around it; a reach of 1 is a band two pixels wide. The frame's edge is no
+    boundary.
     """
     box = within_frame(box_of(region, margin=int(reach_px)), width, height)
     mask = mask_within(region, box).astype(np.uint8)
     outside = cv2.dilate(mask, disc(reach_px))
     inside = cv2.erode(mask, disc(reach_px))
-    return outside != inside, (box.left, box.top)
+    return Region(outside != inside, (box.left, box.top))
 
 
 def _corrected(instance: Instance, target: TrueInstance, distance: float, width: int, height: int) -> Instance:
     if math.isinf(distance):
         return replace(instance, mask=target.mask, origin=target.origin)
-    band, (left, top) = boundary_band(instance, distance, width, height)
-    box = Box(left, top, left + band.shape[1], top + band.shape[0])
-    mask, (x, y) = cut_to_box(np.where(band, mask_within(target, box), mask_within(instance, box)))
-    return replace(instance, mask=mask, origin=(left + x, top + y) if mask.size else (0, 0))
+    band = boundary_band(instance, distance, width, height)
+    box = box_of(band)
+    mask, (x, y) = cut_to_box(np.where(band.mask, mask_within(target, box), mask_within(instance, box)))
+    return replace(instance, mask=mask, origin=(box.left + x, box.top + y) if mask.size else (0, 0))

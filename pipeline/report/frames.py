@@ -49,7 +49,7 @@ class ReportFrame:
     """A line below the name: where the photograph is from, what happened to the frame."""
 
 
-def changed_pixels(instance: ReportInstance, size: tuple[int, int]) -> np.ndarray:
+def change_of(instance: ReportInstance, size: tuple[int, int]) -> np.ndarray:
     """Where the refined mask differs from the coarse one, as (H, W) bool for `size` = (height, width)."""
     whole = Box(0, 0, size[1], size[0])
     return mask_within(instance.coarse, whole) != mask_within(instance.refined, whole)
@@ -82,7 +82,7 @@ def _page(frames: Iterable[ReportFrame], title: str, facts: Mapping[str, str]) -
 def _section(frame: ReportFrame, key: str) -> str:
     height, width = size = frame.image.shape[:2]
     name = escape(frame.name)
-    changes = [changed_pixels(instance, size) for instance in frame.instances]
+    changes = [change_of(instance, size) for instance in frame.instances]
     total = _any(changes, size)
     counts = [int(np.count_nonzero(change)) for change in changes]
     caption = f"{escape(frame.caption)} · " if frame.caption else ""
@@ -174,7 +174,7 @@ def write_picture(url: str, frames: Iterable[ReportFrame], pairs: int = 2) -> No
     best: list[tuple[int, list[np.ndarray]]] = []
     for frame in frames:
         size = frame.image.shape[:2]
-        change = _any((changed_pixels(one, size) for one in frame.instances), size)
+        change = _any((change_of(one, size) for one in frame.instances), size)
         for x1, y1, x2, y2 in choose_windows(change, tile // PICTURE_SCALE, 1):
             close_ups = [_close_up(frame, side, (x1, y1, x2, y2)) for side in ("coarse", "refined")]
             best.append((np.count_nonzero(change[y1:y2, x1:x2]), close_ups))

@@ -14,7 +14,7 @@ import pytest
 from pipeline.records import Instance, cut_to_box
 from pipeline.report import ReportFrame, ReportInstance, write_picture, write_report
 from pipeline.report.contours import choose_windows, contour_lines, trace
-from pipeline.report.frames import CROPS_PER_FRAME, changed_pixels
+from pipeline.report.frames import CROPS_PER_FRAME, change_of
 
 
 def instance(mask: np.ndarray) -> Instance:
@@ -70,9 +70,9 @@ def test_a_contour_leaves_out_where_the_frame_cuts_the_mask() -> None:
     assert contour_lines(instance(np.ones((10, 12), bool)), (10, 12)) == []
 
 
-def test_changed_pixels_are_those_only_one_of_the_masks_has() -> None:
+def test_change_of_are_those_only_one_of_the_masks_has() -> None:
     (one,) = frame(shift=4).instances
-    changed = changed_pixels(one, (120, 200))
+    changed = change_of(one, (120, 200))
     assert changed.sum() == 2 * 4 * 40
     assert changed[40:80, 50:54].all()
     assert changed[40:80, 90:94].all()

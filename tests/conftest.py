@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -57,6 +58,12 @@ def checkpoint_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "seeded.pth"
     torch.save({"meta": {"CLASSES": ("background", "foreground")}, "state_dict": seeded_network().state_dict()}, path)
     return path
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty folder, on disk and in memory."""
+    return str(tmp_path) if request.param == "local" else f"memory://{uuid4().hex}"
 
 
 @pytest.fixture(scope="module")

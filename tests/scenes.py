@@ -39,6 +39,13 @@ def whole(region: Any, height: int, width: int) -> np.ndarray:
     return mask_within(region, Box(0, 0, width, height)).astype(np.uint8)
 
 
+def square(left: int, side: int = 30, top: int = 10, size: tuple[int, int] = (60, 100)) -> np.ndarray:
+    """A mask of `size` (height, width), bool."""
+    mask = np.zeros(size, bool)
+    mask[top : top + side, left : left + side] = True
+    return mask
+
+
 @dataclass
 class Scene:
     """A generated data set; predictions of equal score and odd cases are frequent on purpose."""

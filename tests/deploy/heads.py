@@ -64,7 +64,7 @@ def started_head() -> Iterator[Head]:
         "OMP_NUM_THREADS": "1",
     }
     names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
-    ports = dict(zip(names, _free_ports(len(names))))
+    ports = dict(zip(names, free_ports(len(names))))
     command = [RAY, "start", "--head", "--block", "--num-cpus=2", "--dashboard-host=127.0.0.1"]
     with open(folder / "start.log", "w") as log:
         process = subprocess.Popen(
@@ -84,7 +84,7 @@ def started_head() -> Iterator[Head]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with ExitStack() as open_sockets:
         sockets = [open_sockets.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
+from tests.deploy.heads import free_ports
 from tests.faults import processes
 from tests.faults.bench import COMMITTED, Bench, Job
 from tests.faults.nodes import nodes
@@ -110,7 +110,7 @@ def job_stop(bench: Bench, form: str) -> Outcome:
 @contextmanager
 def _head(bench: Bench, trial: Trial) -> Iterator[Callable[..., Job]]:
     """A head node that listens on free ports, its dashboard on the loopback only; yields what runs `ray <words>`."""
-    ports = _free_ports(5)
+    ports = free_ports(5)
     environment = bench.environment(
         trial.switches.folder,
         RAY_AUTH_MODE="token",
@@ -137,11 +137,3 @@ def _head(bench: Bench, trial: Trial) -> Iterator[Callable[..., Job]]:
             head.wait(60)
         finally:
             processes.end(set(processes.below(bench.root)) - before)
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 SLOW_TO_END = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Ray's own: of a killed cluster they try for a minute to report to it before they end."""
@@ -44,12 +43,6 @@ def cpu_s(pid: int) -> float:
     """Seconds of processor time used so far; 0 where the process has ended."""
     fields = _status(pid)
     return (int(fields[11]) + int(fields[12])) / TICKS_PER_S if fields else 0.0
-
-
-def rss_bytes(pid: int) -> int:
-    """Resident memory, shared pages included; 0 where the process has ended."""
-    fields = _status(pid)
-    return int(fields[21]) * PAGE_BYTES if fields else 0
 
 
 def private_bytes(pid: int) -> int:

@@ -21,11 +21,11 @@ from pipeline.training_patches import PrepareConfig
 from tests.dumps import make_dump, tree
 from tests.nodes.clusters import Place, place
 from tests.nodes.store import Witness, witnessed
-from tests.stores.conftest import s3, upload
+from tests.stores.conftest import bucket, s3, upload
 from tests.truths import make_truth, predict
 from tests.unit.test_training import write_edges
 
-__all__ = ["s3"]
+__all__ = ["bucket", "s3"]
 
 FRAMES = 16
 """Of the dump that is refined."""
@@ -88,11 +88,3 @@ def store(s3) -> Iterator[Witness]:
         listening.listen(64)
         with witnessed(listening) as witness:
             yield witness
-
-
-@pytest.fixture
-def bucket(s3) -> str:
-    """The URL of an empty bucket."""
-    url = f"s3://bucket-{uuid4().hex[:12]}"
-    fsspec.filesystem("s3").mkdir(url)
-    return url

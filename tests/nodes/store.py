@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.serving import make_server
 
-from tests.stores.server import s3_app
+from tests.stores.server import Quiet, s3_app
 
 NODE = "AWS_SDK_UA_APP_ID"
 """The environment variable by whose value botocore names its process to a store."""
@@ -57,19 +57,12 @@ class Witness:
         return dict(found)
 
 
-class _Quiet(WSGIRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log(self, type: str, message: str, *args: Any) -> None:
-        """Nothing: the tests tell what went wrong."""
-
-
 @contextmanager
 def witnessed(listening: socket.socket) -> Iterator[Witness]:
     """The S3 store of this process on a bound socket, which may belong to another network namespace."""
     witness = Witness()
     host, port = listening.getsockname()
-    made = make_server(host, port, witness, threaded=True, request_handler=_Quiet, fd=listening.fileno())
+    made = make_server(host, port, witness, threaded=True, request_handler=Quiet, fd=listening.fileno())
     witness.url = f"http://{host}:{port}"
     thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

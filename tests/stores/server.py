@@ -90,7 +90,9 @@ def _kind(environ: _Environ) -> str:
     return "LIST" if method == "GET" and "list-type" in query else method
 
 
-class _Quiet(WSGIRequestHandler):
+class Quiet(WSGIRequestHandler):
+    """Logs nothing, and keeps connections."""
+
     protocol_version = "HTTP/1.1"
 
     def log(self, type: str, message: str, *args: Any) -> None:
@@ -104,7 +106,7 @@ class _Quiet(WSGIRequestHandler):
 def serving(app: _App) -> Iterator[Server]:
     """A server of its own threads, for as long as the context lasts."""
     server = Server(app)
-    made = make_server("127.0.0.1", 0, server, threaded=True, request_handler=_Quiet)
+    made = make_server("127.0.0.1", 0, server, threaded=True, request_handler=Quiet)
     server.url = f"http://127.0.0.1:{made.server_port}"
     thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

@@ -3,7 +3,6 @@
 import os
 import resource
 import struct
-import uuid
 import zlib
 
 import cv2
@@ -81,15 +80,6 @@ FRAMES = {
     "bochum/bochum_0_1_leftImg8bit": [],
     "flat_0_1_leftImg8bit": [("one.png", 33, 1.0, blob(3)), ("none.png", 25, 0.5, np.zeros((HEIGHT, WIDTH), bool))],
 }
-
-
-def roots():
-    return ["local", "memory"]
-
-
-@pytest.fixture(params=roots())
-def root(request, tmp_path):
-    return str(tmp_path) if request.param == "local" else f"memory://{uuid.uuid4().hex}"
 
 
 def test_a_dump_comes_back_with_the_same_names_order_and_masks(root):

@@ -1,7 +1,6 @@
 """COCO results: order and other keys are kept, whatever the size of the file; every bad entry is named."""
 
 import json
-import uuid
 
 import numpy as np
 import pytest
@@ -60,11 +59,6 @@ def reader_of(root, content, **how):
 
 def refined(root):
     return json.loads(storage.read(f"{root}/out/refined.json"))
-
-
-@pytest.fixture(params=["local", "memory"])
-def root(request, tmp_path):
-    return str(tmp_path) if request.param == "local" else f"memory://{uuid.uuid4().hex}"
 
 
 VERDICT = {"status": "kept", "reason": "", "changed_pixels": 0, "confidence": 1.0}

@@ -1,7 +1,6 @@
 """Parquet dumps: one schema that others read, the same bytes every time, and every wrong column is named."""
 
 import resource
-import uuid
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,11 +14,6 @@ from pipeline.formats.parquet import ParquetReader, ParquetWriter
 from pipeline.records import FRAME_SCHEMA, InputError
 from tests.unit.test_formats_cityscapes import FRAMES, HEIGHT, WIDTH, blob, content, convert, read_frames, write_dump
 from tests.unit.test_formats_coco import INTERLEAVED, reader_of, rle_of
-
-
-@pytest.fixture(params=["local", "memory"])
-def root(request, tmp_path):
-    return str(tmp_path) if request.param == "local" else f"memory://{uuid.uuid4().hex}"
 
 
 def row(frame_id="a", instances=1, **other):

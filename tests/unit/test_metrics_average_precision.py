@@ -2,6 +2,7 @@ import copy
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import faster_coco_eval as faster
 import numpy as np
@@ -16,7 +17,7 @@ from pipeline.metrics.average_precision import average_precision
 from pipeline.metrics.boundary import COCO_RATIO
 from pipeline.metrics.matching import LVIS, Matches, Rules, match_frame
 from pipeline.records import Frame, InputError
-from tests.scenes import CATEGORIES, Scene, frame_of, instance, quietly, random_scene, true_instance
+from tests.scenes import CATEGORIES, Scene, frame_of, instance, quietly, random_scene, square, true_instance
 
 SEEDS = st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=12, deadline=None, derandomize=True)
@@ -133,10 +134,7 @@ def test_files_read_in_another_order_give_the_same_numbers(lvis, tmp_path):
     assert listing.refs[0].file_name == ("val2017/5.png" if lvis else "5.png")
 
 
-def _square(left: int, top: int = 10, side: int = 40, size: tuple[int, int] = (80, 120)) -> np.ndarray:
-    mask = np.zeros(size, bool)
-    mask[top : top + side, left : left + side] = True
-    return mask
+_square = partial(square, side=40, size=(80, 120))
 
 
 def _ap(truth: TrueFrame, frame: Frame, rules: Rules = Rules()):  # noqa: B008
@@ -169,15 +167,15 @@ def test_without_predictions_ap_is_0_and_without_anything_there_is_none():
 
 
 def test_a_prediction_on_a_crowd_is_neither_right_nor_wrong():
-    truth = TrueFrame(120, 80, [true_instance(_square(5)), true_instance(_square(60, 0, 60), crowd=True)])
+    truth = TrueFrame(120, 80, [true_instance(_square(5)), true_instance(_square(60, side=60, top=0), crowd=True)])
     inside = [instance(_square(65 + 3 * i, side=20), score=0.9) for i in range(3)]
     assert _ap(truth, frame_of(*inside, instance(_square(5)), size=(80, 120))).mean() == pytest.approx(1)
 
 
 def test_boundary_ap_sees_a_ragged_edge_that_mask_ap_does_not():
-    ragged = _square(20, 5, 70)
+    ragged = _square(20, side=70, top=5)
     ragged[5:75:2, 20:22] = False
-    truth = TrueFrame(120, 80, [true_instance(_square(20, 5, 70))])
+    truth = TrueFrame(120, 80, [true_instance(_square(20, side=70, top=5))])
     frame = frame_of(instance(ragged), size=(80, 120))
     assert _ap(truth, frame).mean() == pytest.approx(1)
     assert _ap(truth, frame, Rules(boundary_ratio=0.01)).mean() < 1

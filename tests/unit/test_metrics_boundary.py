@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,12 +20,9 @@ from pipeline.metrics.boundary import (
 from pipeline.metrics.overlap import Box, Region, mask_within
 from pipeline.records import cut_to_box
 from tests.conftest import blob
+from tests.scenes import square
 
-
-def _square(left, top=20, side=30):
-    mask = np.zeros((80, 90), bool)
-    mask[top : top + side, left : left + side] = True
-    return mask
+_square = partial(square, top=20, size=(80, 90))
 
 
 def test_equal_masks_score_one():

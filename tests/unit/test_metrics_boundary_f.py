@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,13 +10,9 @@ from pipeline.ground_truth import TrueFrame
 from pipeline.metrics.boundary import boundary_f_score
 from pipeline.metrics.boundary_f import BoundaryF, boundary_f_frame
 from pipeline.records import InputError
-from tests.scenes import frame_of, instance, random_scene, true_instance, whole
+from tests.scenes import frame_of, instance, random_scene, square, true_instance, whole
 
-
-def _square(left: int, top: int = 20, side: int = 30) -> np.ndarray:
-    mask = np.zeros((80, 90), bool)
-    mask[top : top + side, left : left + side] = True
-    return mask
+_square = partial(square, top=20, size=(80, 90))
 
 
 def _measure(truths, *predictions, **tolerance) -> BoundaryF:

@@ -18,7 +18,7 @@ from pipeline.metrics.cityscapes_ap import (
 )
 from pipeline.metrics.overlap import intersection
 from pipeline.records import InputError
-from tests.scenes import frame_of, instance, quietly, random_street, true_instance, write_street
+from tests.scenes import frame_of, instance, quietly, random_street, square, true_instance, write_street
 
 SEEDS = st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=10, deadline=None, derandomize=True)
@@ -153,45 +153,39 @@ def test_the_boundary_table_equals_a_plain_reading_of_its_definition(seed):
     assert ours == pytest.approx(_plain_boundary_table(streets), abs=1e-12, nan_ok=True)
 
 
-def _square(left, side=30):
-    mask = np.zeros((60, 100), bool)
-    mask[10 : 10 + side, left : left + side] = True
-    return mask
-
-
 def _car_ap(truths, *predictions, void=None):
     truth = TrueFrame(100, 60, truths, void=void)
     return cityscapes_ap(match_frame(truth, frame_of(*predictions, size=(60, 100)))).numbers(26)["AP50"]
 
 
 def test_a_prediction_on_void_or_on_a_group_is_not_wrong():
-    car, right = true_instance(_square(5), 26), instance(_square(5), 26, 0.5)
-    stray = instance(_square(60), 26, 0.9)
+    car, right = true_instance(square(5), 26), instance(square(5), 26, 0.5)
+    stray = instance(square(60), 26, 0.9)
     assert _car_ap([car], right, stray) < 0.8
-    assert _car_ap([car], right, stray, void=_square(60)) == 1
-    assert _car_ap([car, true_instance(_square(60), 26, crowd=True)], right, stray) == 1
+    assert _car_ap([car], right, stray, void=square(60)) == 1
+    assert _car_ap([car, true_instance(square(60), 26, crowd=True)], right, stray) == 1
 
 
 def test_a_small_region_need_not_be_found():
-    assert _car_ap([true_instance(_square(5), 26), true_instance(_square(60, 9), 26)], instance(_square(5), 26)) == 1
+    assert _car_ap([true_instance(square(5), 26), true_instance(square(60, 9), 26)], instance(square(5), 26)) == 1
 
 
 def test_the_second_prediction_on_an_object_is_wrong():
-    cars = [true_instance(_square(5), 26), true_instance(_square(60), 26)]
-    best, second, other = instance(_square(5), 26, 0.9), instance(_square(5), 26, 0.8), instance(_square(60), 26, 0.7)
+    cars = [true_instance(square(5), 26), true_instance(square(60), 26)]
+    best, second, other = instance(square(5), 26, 0.9), instance(square(5), 26, 0.8), instance(square(60), 26, 0.7)
     assert _car_ap(cars, best, other) == 1
     assert _car_ap(cars, best, second, other) < 1
 
 
 def test_without_predictions_that_count_ap_is_0_and_without_truths_there_is_none():
-    car = true_instance(_square(5), 26)
+    car = true_instance(square(5), 26)
     assert _car_ap([car]) == 0
-    assert _car_ap([car], instance(_square(60), 26), void=_square(60)) == 0
-    assert math.isnan(_car_ap([], instance(_square(60), 26)))
+    assert _car_ap([car], instance(square(60), 26), void=square(60)) == 0
+    assert math.isnan(_car_ap([], instance(square(60), 26)))
 
 
 def test_predictions_of_classes_that_are_not_evaluated_are_counted():
-    frame = frame_of(instance(_square(5), 29), instance(_square(5), 7), instance(_square(5), 26), size=(60, 100))
+    frame = frame_of(instance(square(5), 29), instance(square(5), 7), instance(square(5), 26), size=(60, 100))
     assert match_frame(TrueFrame(100, 60, []), frame).unknown == 2
 
 

@@ -8,13 +8,7 @@ from hypothesis import strategies as st
 from pipeline.ground_truth import TrueFrame
 from pipeline.metrics.oracle import boundary_band, oracle
 from pipeline.records import InputError
-from tests.scenes import frame_of, instance, random_scene, true_instance, whole
-
-
-def _square(left: int, side: int = 30) -> np.ndarray:
-    mask = np.zeros((60, 100), bool)
-    mask[10 : 10 + side, left : left + side] = True
-    return mask
+from tests.scenes import frame_of, instance, random_scene, square, true_instance, whole
 
 
 def _plain_band(mask: np.ndarray, reach: float) -> np.ndarray:
@@ -59,19 +53,19 @@ def test_only_pixels_in_reach_change_and_they_are_right(seed):
 
 
 def test_squares_that_are_one_pixel_off_become_right_within_one_pixel():
-    truth = TrueFrame(100, 60, [true_instance(_square(20)), true_instance(_square(60))])
-    (frame,) = oracle(truth, frame_of(instance(_square(21)), instance(_square(59)), size=(60, 100)), (1.0,))
+    truth = TrueFrame(100, 60, [true_instance(square(20)), true_instance(square(60))])
+    (frame,) = oracle(truth, frame_of(instance(square(21)), instance(square(59)), size=(60, 100)), (1.0,))
     for one, left in zip(frame.instances, (20, 60)):
-        assert np.array_equal(whole(one, 60, 100), _square(left))
+        assert np.array_equal(whole(one, 60, 100), square(left))
 
 
 def test_what_matches_no_truth_of_its_class_stays():
-    truth = TrueFrame(100, 60, [true_instance(_square(20)), true_instance(_square(60), 2, crowd=True)])
+    truth = TrueFrame(100, 60, [true_instance(square(20)), true_instance(square(60), 2, crowd=True)])
     frame = frame_of(
-        instance(_square(38)),
-        instance(_square(20), 2),
-        instance(_square(61), 2),
-        instance(_square(0, 0)),
+        instance(square(38)),
+        instance(square(20), 2),
+        instance(square(61), 2),
+        instance(square(0, 0)),
         size=(60, 100),
     )
     for corrected in oracle(truth, frame):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +21,7 @@ from pipeline.proposals import (
     row_major,
     suppress,
 )
-
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no reference outputs at {GOLDEN}")
+from tests.conftest import golden_cases
 
 THRESHOLDS = (0.15, 0.25, 0.55)
 
@@ -130,23 +127,18 @@ def test_a_straight_contour_is_covered_in_steps_of_a_patch() -> None:
 class Case:
     mask: np.ndarray
     """(H, W) uint8 0/1."""
-    outputs: dict[str, np.ndarray]
+    outputs: Mapping[str, np.ndarray]
     """The reference's arrays, as golden/README.md names them."""
 
 
 @pytest.fixture(scope="module")
-def golden() -> dict[str, Case]:
-    cases = {}
-    for case in json.loads((GOLDEN / "inputs" / "cases.json").read_text()):
-        path = GOLDEN / "cases" / f"{case['name']}.npz"
-        if path.exists():  # The reference skips frames of 64 px or less.
-            mask = cv2.imread(str(GOLDEN / "inputs" / "masks" / case["mask"]), cv2.IMREAD_GRAYSCALE)
-            assert mask is not None, case["mask"]
-            with np.load(path) as outputs:
-                wanted = {name: outputs[name] for name in outputs if name.endswith("boundary") or "boxes" in name}
-            cases[case["name"]] = Case(np.minimum(mask, 1).astype(np.uint8), wanted)
-    assert cases
-    return cases
+def cases(golden: Path) -> dict[str, Case]:
+    found = {}
+    for case, outputs in golden_cases(golden):
+        mask = cv2.imread(str(golden / "inputs" / "masks" / case["mask"]), cv2.IMREAD_GRAYSCALE)
+        found[case["name"]] = Case(np.minimum(mask, 1), outputs)
+    assert found
+    return found
 
 
 def key(threshold: float) -> str:
@@ -163,28 +155,25 @@ def test_strength_counts_the_window_around_each_pixel_and_nothing_beyond_the_bor
         np.testing.assert_array_equal(boundary_strength(mask * np.uint8(255)), boundary_strength(mask))
 
 
-@needs_golden
-def test_strength_equals_the_references(golden: dict[str, Case]) -> None:
-    for case in golden.values():
+def test_strength_equals_the_references(cases: dict[str, Case]) -> None:
+    for case in cases.values():
         np.testing.assert_array_equal(boundary_strength(case.mask), case.outputs["boundary"])
 
 
-@needs_golden
 @pytest.mark.parametrize("threshold", THRESHOLDS)
-def test_parity_boxes_equal_the_references_with_stable_ties(golden: dict[str, Case], threshold: float) -> None:
-    for name, case in golden.items():
+def test_parity_boxes_equal_the_references_with_stable_ties(cases: dict[str, Case], threshold: float) -> None:
+    for name, case in cases.items():
         boxes = propose_in_frame(case.mask, threshold, parity=True)
         np.testing.assert_array_equal(boxes, case.outputs[f"stable_boxes_{key(threshold)}"], err_msg=name)
 
 
-@needs_golden
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 @pytest.mark.parametrize("parity", [False, True], ids=["our border", "the reference's border"])
 def test_default_order_needs_no_more_patches_and_leaves_no_more_uncovered_than_the_reference(
-    golden: dict[str, Case], parity: bool, threshold: float
+    cases: dict[str, Case], parity: bool, threshold: float
 ) -> None:
     kept = reference_kept = uncovered = reference_uncovered = 0
-    for case in golden.values():
+    for case in cases.values():
         boxes = propose_in_frame(case.mask, threshold, parity=parity, tie_order=longest_stride)
         theirs = case.outputs[f"boxes_{key(threshold)}"]
         kept, reference_kept = kept + len(boxes), reference_kept + len(theirs)

@@ -7,11 +7,6 @@ from pipeline import storage
 from pipeline.records import InputError
 
 
-@pytest.fixture(params=["local", "memory"])
-def root(request, tmp_path):
-    return str(tmp_path) if request.param == "local" else f"memory://storage-{request.node.name}"
-
-
 def test_what_was_put_is_read_listed_and_removed(root):
     storage.put(f"{root}/b/two.TXT", b"2222")
     storage.put(f"{root}/one.txt", b"1")

@@ -30,6 +30,7 @@ def test_flags_override_the_yaml_file(tmp_path):
         ("output: [[a]]", r"output is \[\['a'\]\]: expected a plain value"),
         ("limit: 1\nlocal: true\nlimit: 2", "limit is given twice, again in line 3"),
         ("batch_size: 1\nbatch-size: 2", "batch-size is given twice"),
+        ("strict: 1", "strict is 1: expected true or false"),
         ("guard: {min_iou: 0, min_iou: 1}", "min_iou is given twice"),
         ("guard.min-area: 100", "unknown setting 'guard.min-area'; write guard: with min_area: below it"),
     ],

@@ -378,8 +378,6 @@ def test_a_full_disk_is_one_line(run, flags, monkeypatch):
     ("flag", "expected"),
     [
         ("--limit=0", "limit is 0: expected at least 1"),
-        ("--nms-threshold=2", "nms_threshold is 2.0: expected a number"),
-        ("--gpus-per-worker=0", "gpus_per_worker is 0.0: expected a number above 0"),
         ("--precision=int8", "invalid choice 'int8'"),
         ("--bogus", "Unrecognized options: --bogus"),
     ],
@@ -404,25 +402,12 @@ def test_flags_override_the_yaml_file(run, flags, tmp_path):
     assert "1 refined now" in out
 
 
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("limt: 3", "unknown setting 'limt'; known are predictions, images"),
-        ("strict: 1", "strict is 1: expected true or false"),
-        ("strict: [", "not YAML"),
-    ],
-)
-def test_a_wrong_line_in_the_yaml_file_is_one_line_that_names_it(run, flags, tmp_path, line, expected):
-    path = _yaml(tmp_path, flags(), line)
-    status, _, error = run(path)
-    assert status == 1
-    assert _is_one_line(error, path, expected)
-
-
-def test_a_missing_yaml_file_is_named(run, tmp_path):
-    status, _, error = run(tmp_path / "none.yaml")
-    assert status == 1
-    assert _is_one_line(error, f"{tmp_path}/none.yaml: no such file")
+def test_a_wrong_or_missing_yaml_file_is_one_line_that_names_it(run, flags, tmp_path):
+    wrong = _yaml(tmp_path, flags(), "limt: 3"), "unknown setting 'limt'; known are predictions, images"
+    for path, expected in (wrong, (tmp_path / "none.yaml", "none.yaml: no such file")):
+        status, _, error = run(path)
+        assert status == 1
+        assert _is_one_line(error, path, expected)
 
 
 def test_paths_may_be_relative_hold_spaces_and_be_urls(run, flags, dump, tmp_path, monkeypatch):

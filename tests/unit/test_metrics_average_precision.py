@@ -13,9 +13,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from pipeline.ground_truth import CocoTruth, TrueFrame
+from pipeline.metrics import cityscapes_ap
 from pipeline.metrics.average_precision import average_precision
 from pipeline.metrics.boundary import COCO_RATIO
+from pipeline.metrics.boundary_f import boundary_f_frame
 from pipeline.metrics.matching import LVIS, Matches, Rules, match_frame
+from pipeline.metrics.oracle import oracle
 from pipeline.records import Frame, InputError
 from tests.scenes import CATEGORIES, Scene, frame_of, instance, quietly, random_scene, square, true_instance
 
@@ -204,11 +207,12 @@ def test_lvis_sees_masks_of_any_shape_but_empty_ones():
     assert _ap(truth, frame).mean() < 1
 
 
-def test_predictions_for_another_size_are_one_clear_error():
+@pytest.mark.parametrize("measure", [partial(match_frame, 0), cityscapes_ap.match_frame, boundary_f_frame, oracle])
+def test_predictions_for_another_size_are_one_clear_error_of_every_measure(measure):
     truth = TrueFrame(120, 80, [])
     with pytest.raises(InputError, match=r"^frame.png: predictions for 80 x 120 pixels, expected 120 x 80"):
-        match_frame(0, truth, frame_of(size=(120, 80)))
+        measure(truth, frame_of(size=(120, 80)))
     outside = instance(_square(5))
     outside.origin = (100, 10)
     with pytest.raises(InputError, match=r"^frame.png: instance 0 covers .* expected it within 120 x 80"):
-        match_frame(0, truth, frame_of(outside, size=(80, 120)))
+        measure(truth, frame_of(outside, size=(80, 120)))

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from pipeline.ground_truth import TrueFrame
 from pipeline.metrics.boundary import boundary_f_score
 from pipeline.metrics.boundary_f import BoundaryF, boundary_f_frame
-from pipeline.records import InputError
 from tests.scenes import frame_of, instance, random_scene, square, true_instance, whole
 
 _square = partial(square, top=20, size=(80, 90))
@@ -78,8 +77,3 @@ def test_parts_merge_in_any_order_to_the_same_number():
     parts = [boundary_f_frame(truth, frame) for truth, frame in zip(scene.truths, scene.frames)]
     grouped = [parts[5], BoundaryF.merge([parts[2], parts[0]]), BoundaryF(), BoundaryF.merge(parts[4:2:-1]), parts[1]]
     assert BoundaryF.merge(parts) == BoundaryF.merge(grouped)
-
-
-def test_predictions_for_another_size_are_one_clear_error():
-    with pytest.raises(InputError, match=r"^frame.png: predictions for 90 x 80 pixels, expected 80 x 90"):
-        boundary_f_frame(TrueFrame(80, 90, []), frame_of(size=(80, 90)))

@@ -17,7 +17,6 @@ from pipeline.metrics.cityscapes_ap import (
     match_frame,
 )
 from pipeline.metrics.overlap import intersection
-from pipeline.records import InputError
 from tests.scenes import frame_of, instance, quietly, random_street, square, true_instance, write_street
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -187,8 +186,3 @@ def test_without_predictions_that_count_ap_is_0_and_without_truths_there_is_none
 def test_predictions_of_classes_that_are_not_evaluated_are_counted():
     frame = frame_of(instance(square(5), 29), instance(square(5), 7), instance(square(5), 26), size=(60, 100))
     assert match_frame(TrueFrame(100, 60, []), frame).unknown == 2
-
-
-def test_predictions_for_another_size_are_one_clear_error():
-    with pytest.raises(InputError, match=r"^frame.png: predictions for 60 x 100 pixels, expected 100 x 60"):
-        match_frame(TrueFrame(100, 60, []), frame_of(size=(100, 60)))

@@ -1,13 +1,11 @@
 import math
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.ground_truth import TrueFrame
 from pipeline.metrics.oracle import boundary_band, oracle
-from pipeline.records import InputError
 from tests.scenes import frame_of, instance, random_scene, square, true_instance, whole
 
 
@@ -70,8 +68,3 @@ def test_what_matches_no_truth_of_its_class_stays():
     )
     for corrected in oracle(truth, frame):
         assert corrected.instances == frame.instances
-
-
-def test_predictions_for_another_size_are_one_clear_error():
-    with pytest.raises(InputError, match=r"^frame.png: predictions for 60 x 100 pixels, expected 100 x 60"):
-        oracle(TrueFrame(100, 60, []), frame_of(size=(100, 60)))

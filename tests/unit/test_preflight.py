@@ -424,18 +424,6 @@ def test_the_job_exits_with_1_on_an_error_and_speaks_json(run, nightly, dump):
     assert told["estimate"]["frames"] == 5
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [("smaple: 3", "unknown setting 'smaple'"), ("sample: [", "not YAML")],
-)
-def test_a_wrong_yaml_file_is_one_error_line(run, nightly, line, message):
-    nightly.write_text(nightly.read_text() + line)
-    status, out, error = run(nightly)
-    assert (status, out) == (1, "")
-    assert error.startswith(f"error: {nightly}: {message}")
-    assert error.count("\n") == 1
-
-
 def test_paths_in_a_store_that_does_not_exist_are_one_finding(run, nightly):
     status, out, error = run(nightly, "--images", "nosuchstore://bucket")
     assert (status, error) == (1, "")

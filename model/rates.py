@@ -105,7 +105,7 @@ def rates(
     return rows
 
 
-def rate(refiner: Refiner, patches: np.ndarray, seconds: float = 4.0) -> float:
+def rate(refiner: Refiner, patches: np.ndarray, seconds: float) -> float:
     """Patches per second of a refiner alone, from crops (N, P, P, 4) uint8 to probabilities, as a job would run it."""
     count = _count(refiner.probabilities, patches, 2 * refiner.batch_size * torch.get_num_threads(), seconds)
     part = _taken(patches, count)

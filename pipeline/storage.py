@@ -99,8 +99,7 @@ def find(root: str, suffixes: tuple[str, ...]) -> list[str]:
     fs, path = open_store(root)
     if not stores.is_local(fs):
         return sorted(found for found, _ in _listing(root) if found.lower().endswith(suffixes))
-    if not fs.isdir(path):
-        raise InputError(f"{root}: expected a folder")
+    check_folder(root)
     base = path.rstrip("/")
     return sorted(found[len(base) + 1 :] for found in fs.find(path) if found.lower().endswith(suffixes))
 
@@ -132,8 +131,7 @@ def versions(root: str) -> Iterator[tuple[str, str]]:
     if not stores.is_local(fs):
         yield from ((found, _version_of(info)) for found, info in _listing(root))
         return
-    if not fs.isdir(path):
-        raise InputError(f"{root}: expected a folder")
+    check_folder(root)
     base = path.rstrip("/")
     folders = [base or "/"]
     while folders:

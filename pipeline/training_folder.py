@@ -140,21 +140,17 @@ class TrainingFolder:
 
     def export_best(self) -> dict[str, Any]:
         """Make the best weights those that came out; returns their card."""
-        card = self._json("best.json")
+        data = storage.read(self.url("best.json"))
+        try:
+            card = json.loads(data)
+        except ValueError:
+            raise InputError(f"{self.url('best.json')}: damaged; start anew with --restart") from None
         storage.put(self.url("weights.safetensors"), storage.read(self.url("best.safetensors")))
         self._write_card("weights", card)
         return card
 
     def _write_card(self, name: str, card: dict[str, Any]) -> None:
         storage.put(self.url(f"{name}.json"), json.dumps(card, indent=1, sort_keys=True).encode())
-
-    def _json(self, name: str) -> dict[str, Any]:
-        try:
-            return json.loads(storage.read(self.url(name)))
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{self.url(name)}: damaged; start anew with --restart") from None
 
     def close(self) -> None:
         if self._events:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -117,7 +117,7 @@ def grade(samples: Iterable[Sample], refine: Callable[[np.ndarray, np.ndarray], 
 
 def table(grades: Sequence[Grade], by: str = "kind") -> str:
     """Mean scores per `kind` or `category` and over all, before -> after, and the share of objects that got worse."""
-    names = list(dict.fromkeys(asdict(graded)[by] for graded in grades))
+    names = list(dict.fromkeys(getattr(graded, by) for graded in grades))
     groups = [(name, [graded for graded in grades if getattr(graded, by) == name]) for name in names]
     lines = [f"{'':<24}{'objects':>8}" + "".join(f"{name:>20}" for name in MEASURES) + f"{'worse':>8}"]
     for name, group in [*groups, ("all", list(grades))]:

@@ -146,9 +146,9 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Prepar
 
 def _items(config: PrepareConfig, refs: Sequence[TruthRef]) -> tuple[list[Item], Reader | None, str]:
     """The frames to cut, the reader of their predictions, and a line on images that lack one of the two."""
-    pasted = [_pasted(config, ref, refs) for ref in refs]
+    donors_of = [_donors(config, ref, refs) for ref in refs]
     if config.predictions is None:
-        return [Item(ref, None, donors) for ref, donors in zip(refs, pasted)], None, ""
+        return [Item(ref, None, donors) for ref, donors in zip(refs, donors_of)], None, ""
     form = dump.input_format(config.predictions, config.format)
     image_list = config.image_list
     if form == "coco" and image_list is None and config.image_pattern is None and config.ground_truth.endswith(".json"):
@@ -156,7 +156,7 @@ def _items(config: PrepareConfig, refs: Sequence[TruthRef]) -> tuple[list[Item],
     # Predictions of a category that the ground truth lacks have no target, and are no reason to leave the others out.
     reader = dump.reader(config.predictions, config.images, form, image_list, config.image_pattern, any_category=True)
     predicted = by_image(config.predictions, reader.list_frames({}))
-    items = [Item(ref, predicted.pop(ref.key), donors) for ref, donors in zip(refs, pasted) if ref.key in predicted]
+    items = [Item(ref, predicted.pop(ref.key), donors) for ref, donors in zip(refs, donors_of) if ref.key in predicted]
     if not items:
         raise InputError(f"{config.predictions}: no image in common with {config.ground_truth}")
     missing = len(refs) - len(items)
@@ -164,7 +164,7 @@ def _items(config: PrepareConfig, refs: Sequence[TruthRef]) -> tuple[list[Item],
     return items, reader, unpaired if missing or predicted else ""
 
 
-def _pasted(config: PrepareConfig, ref: TruthRef, refs: Sequence[TruthRef]) -> tuple[TruthRef | None, ...]:
+def _donors(config: PrepareConfig, ref: TruthRef, refs: Sequence[TruthRef]) -> tuple[TruthRef | None, ...]:
     rng = generator(config.seed, ref.key, "donors")
     return tuple(
         refs[rng.integers(len(refs))] if rng.random() < config.composite else None for _ in range(config.visits)

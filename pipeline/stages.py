@@ -49,6 +49,11 @@ class Cutting:
         return self.patch_px + 2 * self.padding
 
     @property
+    def no_patches(self) -> np.ndarray:
+        """(0, P, P, 4) uint8."""
+        return np.zeros((0, self.side_px, self.side_px, 4), np.uint8)
+
+    @property
     def patch_bytes(self) -> int:
         """Bytes of a patch on its way to the network."""
         return 4 * self.side_px**2
@@ -88,7 +93,7 @@ def crop_all(
     image: np.ndarray, instances: Sequence[Instance], boxes: Sequence[np.ndarray], cutting: Cutting
 ) -> np.ndarray:
     """The patches (N, P, P, 4) uint8 of all instances, P with the padding."""
-    patches = [np.zeros((0, cutting.side_px, cutting.side_px, 4), np.uint8)]
+    patches = [cutting.no_patches]
     for instance, placed in zip(instances, boxes):
         if len(placed):
             patches.append(crop(image, instance.mask, instance.origin, placed, cutting.padding))
@@ -108,7 +113,7 @@ def extract(
     A frame with more than IN_PIECES patches has none here.
     """
     work = Work(ref.frame_id, file_name=ref.file_name)
-    patches = np.zeros((0, cutting.side_px, cutting.side_px, 4), np.uint8)
+    patches = cutting.no_patches
     with work.timed("extract"):
         try:
             image = decode_image(storage.join(images, ref.file_name), limits.memory_bytes)

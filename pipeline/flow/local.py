@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from model.heap import keep_freed_memory
 from pipeline.config import Device
@@ -17,7 +15,7 @@ from pipeline.flow.blocks import UNKNOWN, in_blocks, patches_per_block, patches_
 from pipeline.flow.plan import Plan, Stages
 from pipeline.records import FrameRef, InputError
 from pipeline.stages import Block
-from pipeline.work import Receipt, Work
+from pipeline.work import Receipt
 
 if TYPE_CHECKING:
     from model import Refiner
@@ -67,7 +65,9 @@ def refine_blocks(
     with `network_isolated` so does what the network does.
     """
     keep_freed_memory()
-    alone = not _reaches_children(stages)
+    reaches = _reaches_children(stages)
+    read = stages.extract_isolated if reaches else stages.extract_all
+    write = stages.finish_isolated if reaches else stages.finish
     refiner = None if network_isolated else load_refiner()
     with ThreadPoolExecutor(helpers) as threads:
         upcoming: deque[Future[Block]] = deque()
@@ -76,7 +76,7 @@ def refine_blocks(
 
         def read_ahead() -> None:
             while len(upcoming) <= helpers and (block := next(ahead, None)):
-                upcoming.append(threads.submit(_read, stages, block, alone))
+                upcoming.append(threads.submit(read, block))
 
         def blocks_read() -> Iterator[Block]:
             read_ahead()
@@ -96,21 +96,13 @@ def refine_blocks(
 
         try:
             for works, probabilities in blocks_refined():
-                written.append(threads.submit(_write, stages, works, probabilities, alone))
+                written.append(threads.submit(write, works, probabilities))
                 while len(written) > helpers or (written and written[0].done()):
                     yield written.popleft().result()
             while written:
                 yield written.popleft().result()
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _read(stages: Stages, block: list[FrameRef], alone: bool) -> Block:
-    return stages.extract_all(block) if alone else stages.extract_isolated(block)
-
-
-def _write(stages: Stages, works: Sequence[Work], probabilities: Sequence[np.ndarray], alone: bool) -> list[Receipt]:
-    return stages.finish(works, probabilities) if alone else stages.finish_isolated(works, probabilities)
 
 
 def _reaches_children(stages: Stages) -> bool:

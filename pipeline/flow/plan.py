@@ -84,7 +84,7 @@ class Stages:
                 return [work for works, _ in alone for work in works], [part for _, parts in alone for part in parts]
             work = Work(refs[0].frame_id, file_name=refs[0].file_name)
             work.set_aside(InputError(f"{work.file_name}: reading it {death}"))
-            return [work], [self._no_patches()]
+            return [work], [self.cutting.no_patches]
         if len(refs) > 1:
             # The others may have left a frame too little memory.
             for i, work in enumerate(works):
@@ -103,7 +103,7 @@ class Stages:
                     refined.append(child.call(self._refine_one, work, part, load))
                 except ChildError as death:
                     work.set_aside(InputError(f"{work.file_name}: refining it {death}"))
-                    refined.append((work, self._no_patches()[..., 0].astype(np.uint16)))
+                    refined.append((work, self.cutting.no_patches[..., 0].astype(np.uint16)))
         return [work for work, _ in refined], [part for _, part in refined]
 
     def finish_isolated(self, works: Sequence[Work], probabilities: Sequence[np.ndarray]) -> list[Receipt]:
@@ -120,10 +120,6 @@ class Stages:
     def _refine_one(self, work: Work, patches: np.ndarray, load: Callable[[], Refiner]) -> tuple[Work, np.ndarray]:
         ((_, (probabilities,)),) = self.refine([([work], [patches])], load())
         return work, probabilities
-
-    def _no_patches(self) -> np.ndarray:
-        side = self.cutting.side_px
-        return np.zeros((0, side, side, 4), np.uint8)
 
 
 def _prepare_process() -> None:

@@ -187,22 +187,21 @@ class CocoWriter:
 
     def finish(self, refs: Sequence[FrameRef], parts: Mapping[str, str]) -> list[str]:
         """Entries in the order of the input's json, or else by frame; memory is bounded by WINDOW and some parts."""
-        held = part_files.Parts(self.output, parts)
-        if any(ref.positions for ref in refs):
-            with storage.open_write(writable(self.output, "refined.json")) as file:
-                json_list.write(file, _by_position(refs, held))
-            return ["refined.json"]
+        held, in_order = part_files.Parts(self.output, parts), any(ref.positions for ref in refs)
         images: list[str] = []
         categories: set[int] = set()
-        with storage.open_write(writable(self.output, "refined.json")) as file:
-            json_list.write(file, _by_frame(refs, held, images, categories))
+        with storage.open_write(writable(self.output, self.result)) as file:
+            lines = _by_position(refs, held) if in_order else _by_frame(refs, held, images, categories)
+            json_list.write(file, lines)
+        if in_order:
+            return [self.result]
         with storage.open_write(writable(self.output, "images.json")) as file:
             file.write(b'{"images": ')
             json_list.write(file, images)
             file.write(b', "categories": ')
             json_list.write(file, (_dumps({"id": category, "name": str(category)}) for category in sorted(categories)))
             file.write(b"}\n")
-        return ["refined.json", "images.json"]
+        return [self.result, "images.json"]
 
 
 def _check_pattern(pattern: str) -> None:

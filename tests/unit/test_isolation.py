@@ -235,7 +235,7 @@ def test_no_descriptor_stays_open(child):
         child.call(_killed, signal.SIGKILL, *kept)
     with pytest.raises(OverdueError):
         child.call(time.sleep, 60, seconds=0.1)
-    with pytest.raises(AttributeError, match="pickle"):
+    with pytest.raises(AttributeError, match="local object"):
         child.call(_returned, [*kept, lambda: None])
     assert child.call(abs, -1) == 1
     assert (_descriptors(), child.call(_descriptors)) == (before, theirs)

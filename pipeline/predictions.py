@@ -18,8 +18,8 @@ from pipeline.records import FRAME_SCHEMA, Frame, InputError, Instance, cut_to_b
 def frame_of_masks(
     file_name: str,
     masks: np.ndarray,
-    category_ids: Sequence[int],
-    scores: Sequence[float],
+    category_ids: Sequence[int] | np.ndarray,
+    scores: Sequence[float] | np.ndarray,
     frame_id: str = "",
 ) -> Frame:
     """One image's instances, from masks (N, H, W) over the whole image, any non-zero value being the object.

@@ -70,7 +70,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_code_and_weights_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"bpr_ray", "jobs", "model", "pipeline"}
-    assert "model/weights/hrnet18s_128.safetensors" in names
+    assert {"model/weights/hrnet18s_128.safetensors", "model/py.typed", "pipeline/py.typed"} <= set(names)
     for room in ("jobs", "model", "pipeline"):
         missing = {str(path.relative_to(ROOT)) for path in (ROOT / room).rglob("*.py")} - set(names)
         assert not missing

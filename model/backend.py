@@ -7,7 +7,7 @@ import shutil
 import sysconfig
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 Backend = Literal["auto", "torch", "openvino", "triton"]
 
@@ -26,6 +26,8 @@ def resolve_backend(backend: Backend, device_type: str = "cpu") -> Literal["torc
     Triton also needs a C compiler and Python's headers. Raises UnsupportedError for a backend that is asked for and is
     of another device or cannot run.
     """
+    if backend not in get_args(Backend):
+        raise UnsupportedError(f"backend is {backend!r}: expected one of {', '.join(get_args(Backend))}")
     fast = {"cpu": "openvino", "cuda": "triton"}.get(device_type, "torch")
     if backend not in ("auto", "torch", fast):
         kind = "a CPU" if backend == "openvino" else "a CUDA device"

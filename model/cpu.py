@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -85,7 +86,7 @@ class BatchPool:
     """
 
     def __init__(self, network: BatchNetwork, threads: int) -> None:
-        self.network = network
+        self.network, self.process = network, os.getpid()
         before = torch.get_num_threads()
         self.pool = ThreadPoolExecutor(threads, initializer=_alone)
         self.batches = 0
@@ -100,6 +101,8 @@ class BatchPool:
         return map(self._probabilities, blocks)
 
     def _probabilities(self, patches: Parts) -> np.ndarray:
+        if os.getpid() != self.process:  # its threads have stayed there: it would wait for them for ever
+            raise RuntimeError("this network was loaded before a fork: load it in each process, started by 'spawn'")
         side, size = patches.side, self.network.batch_size
         out = np.empty((len(patches), side, side), np.uint16)
         self.network.prepare(side)

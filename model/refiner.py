@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -66,6 +66,10 @@ class Refiner:
         `threads` are those of a CPU, torch's number by default. The network is folded in place. Raises UnsupportedError
         for a backend or precision that is not at hand.
         """
+        if precision not in get_args(Precision):
+            raise UnsupportedError(f"precision is {precision!r}: expected one of {', '.join(get_args(Precision))}")
+        if batch_size is not None and batch_size < 1:
+            raise UnsupportedError(f"batch_size is {batch_size}: expected at least 1")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         on_cpu = self.device.type == "cpu"
         self.backend = resolve_backend(backend, self.device.type)
@@ -154,7 +158,8 @@ class Refiner:
 
         `image` is (H, W, 3) uint8 RGB, `masks` (N, H, W) or (H, W) bool or integer, any non-zero value being the
         object. Returns an array of the masks' shape and dtype, 0 or 1. Masks that `guard` (default `GuardConfig()` of
-        pipeline/guard.py) passes over or rejects come back as they were. Raises ValueError where shapes do not fit.
+        pipeline/guard.py) passes over or rejects come back as they were. Raises ValueError where shapes or types do not
+        fit.
         """
         # The one look back from model/ to pipeline/: everything else here works on patches alone.
         from pipeline.stages import refine_image

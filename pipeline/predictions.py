@@ -25,8 +25,11 @@ def frame_of_masks(
     """One image's instances, from masks (N, H, W) over the whole image, any non-zero value being the object.
 
     `file_name` is the image's path below the folder that `refine` will be given; it is the frame's id too unless one is
-    given. InputError names the image where the lengths differ.
+    given. InputError names the image where the lengths differ, or masks are neither bool nor whole numbers.
     """
+    masks = np.asarray(masks)
+    if masks.size and masks.dtype.kind not in "biu":
+        raise InputError(f"{file_name}: expected masks of bool or whole numbers, found {masks.dtype}; give masks > 0.5")
     if masks.ndim != 3 or not len(masks) == len(category_ids) == len(scores):
         found = f"masks {masks.shape}, {len(category_ids)} categories, {len(scores)} scores"
         raise InputError(f"{file_name}: expected masks (N, H, W), N categories and N scores, found {found}")

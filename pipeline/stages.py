@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline import storage
+from pipeline.bounds import check_nms_threshold
 from pipeline.formats import Reader, Writer
 from pipeline.guard import GuardConfig, judge, passed_over
 from pipeline.images import decode_image
@@ -333,11 +334,14 @@ def refine_image(
     The guard is `GuardConfig()` unless given.
     """
     guard = guard or GuardConfig()
+    check_nms_threshold(nms_threshold)
     image, masks = np.asarray(image), np.asarray(masks)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image: expected (H, W, 3) uint8, got {image.shape} {image.dtype}")
     if masks.ndim not in (2, 3) or masks.shape[-2:] != image.shape[:2]:
         raise ValueError(f"masks: expected (N, {image.shape[0]}, {image.shape[1]}) as the image, got {masks.shape}")
+    if masks.size and masks.dtype.kind not in "biu":
+        raise ValueError(f"masks: expected bool or whole numbers, got {masks.dtype}; of probabilities give masks > 0.5")
     stack = masks if masks.ndim == 3 else masks[None]
     instances = [Instance(str(i), 0, 1.0, *cut_to_box(mask)) for i, mask in enumerate(stack)]
     height, width = image.shape[:2]

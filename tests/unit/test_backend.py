@@ -52,6 +52,11 @@ def test_who_asks_for_a_library_that_cannot_run_is_told_what_lacks(machine, monk
         resolve_backend("triton", "cuda")
 
 
+def test_a_library_that_is_none_of_ours_is_refused():
+    with pytest.raises(ValueError, match="backend is 'onnx': expected one of auto, torch, openvino, triton"):
+        resolve_backend("onnx")
+
+
 @pytest.mark.parametrize(
     ("name", "device", "expected"), [("openvino", "cuda", "a CPU"), ("triton", "cpu", "a CUDA device")]
 )

@@ -110,6 +110,21 @@ def test_masks_without_their_scores_are_refused_by_the_name_of_their_image():
         frame_of_masks("a.png", np.zeros((2, 4, 4), bool), [1, 1], [0.5])
 
 
+def test_probabilities_are_not_taken_for_masks():
+    with pytest.raises(
+        InputError, match=r"a\.png: expected masks of bool or whole numbers, found float32; give masks > 0\.5"
+    ):
+        frame_of_masks("a.png", np.full((1, 4, 4), 0.01, np.float32), [1], [0.5])
+    assert frame_of_masks("a.png", np.zeros((0, 4, 4)), [], []).instances == []
+
+
+def test_masks_may_be_tensors_or_a_list():
+    masks = np.eye(4, dtype=bool)[None]
+    for given in (torch.from_numpy(masks), [masks[0]]):
+        (instance,) = frame_of_masks("a.png", given, np.array([3]), np.array([0.5])).instances
+        assert (instance.category_id, instance.score, instance.area) == (3, 0.5, 4)
+
+
 @pytest.mark.parametrize("library", ["pandas", "duckdb", "datasets"])
 def test_a_refined_dump_opens_in(library, refined, tmp_path):
     if importlib.util.find_spec(library) is None:

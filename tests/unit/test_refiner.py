@@ -1,3 +1,5 @@
+import os
+import signal
 from pathlib import Path
 
 import cv2
@@ -6,7 +8,7 @@ import pytest
 import torch
 
 from model import Refiner
-from model.backend import resolve_backend
+from model.backend import UnsupportedError, resolve_backend
 from model.preprocess import MEAN_RGB, STD_RGB, network_input, resize_fixed_point, resize_patches, resize_uint8
 from pipeline.guard import GuardConfig
 from pipeline.metrics.boundary import iou
@@ -177,8 +179,38 @@ def test_the_library_keeps_masks_of_which_the_network_is_not_sure(refiner):
     assert np.array_equal(refiner.refine(image, mask, guard=GuardConfig(min_confidence=1.0)), mask)
 
 
-def test_wrong_shapes_are_named(refiner):
+def test_wrong_shapes_types_and_thresholds_are_named(refiner):
     with pytest.raises(ValueError, match=r"image: expected \(H, W, 3\) uint8"):
         refiner.refine(np.zeros((5, 5), np.uint8), np.zeros((5, 5), bool))
     with pytest.raises(ValueError, match=r"masks: expected \(N, 5, 6\)"):
         refiner.refine(np.zeros((5, 6, 3), np.uint8), np.zeros((6, 5), bool))
+    image, mask = np.zeros((5, 6, 3), np.uint8), np.zeros((5, 6), bool)
+    with pytest.raises(ValueError, match=r"masks: expected bool or whole numbers, got float32; of probabilities give"):
+        refiner.refine(image, mask.astype(np.float32))
+    with pytest.raises(ValueError, match=r"nms_threshold is 2: expected a number between 0 and 1"):
+        refiner.refine(image, mask, nms_threshold=2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"precision": "int8"}, "precision is 'int8': expected one of auto, fp32, bf16, fp16"),
+        ({"batch_size": -1}, "batch_size is -1: expected at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_had_are_named(setting, message):
+    with pytest.raises(UnsupportedError, match=message):
+        Refiner(seeded_network(), device="cpu", **setting)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_fork_of_its_process_is_told_to_load_its_own(refiner):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        try:
+            refiner.probabilities(random_patches(1))
+        except RuntimeError as error:
+            os._exit(0 if "'spawn'" in str(error) else 2)
+        os._exit(3)
+    assert os.waitpid(child, 0)[1] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field, is_dataclass, replace
+from difflib import get_close_matches
 from typing import Any, ClassVar, Literal, TypeVar, get_type_hints
 
 import tyro
@@ -198,7 +199,9 @@ def _flags(path: str, config_class: type, settings: Any, group: str = "") -> lis
             first, _, rest = name.partition(".")
             if rest and is_dataclass(known.get(first)):
                 raise InputError(f"{path}: unknown setting '{group}{key}'; write {first}: with {rest}: below it")
-            raise InputError(f"{path}: unknown setting '{group}{key}'; known are {', '.join(known)}")
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {group}{near[0]}?" if near else f"known are {', '.join(known)}"
+            raise InputError(f"{path}: unknown setting '{group}{key}'; {hint}")
         flag = group + name.replace("_", "-")
         if is_dataclass(known[name]):
             flags += _flags(path, known[name], value, f"{flag}.")

@@ -20,7 +20,9 @@ def test_flags_override_the_yaml_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nms: 0.3", "unknown setting 'nms'"),
+        ("nms: 0.3", "unknown setting 'nms'; known are predictions, images, output, "),
+        ("nms-treshold: 0.3", r"unknown setting 'nms-treshold'; did you mean nms_threshold\?"),
+        ("guard: {min_aera: 3}", r"unknown setting 'guard\.min_aera'; did you mean guard\.min_area\?"),
         ("- a", "expected a mapping of settings"),
         ("a: [", "not YAML"),
         ("limit: 09", "not YAML .*09"),

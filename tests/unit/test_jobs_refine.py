@@ -403,7 +403,7 @@ def test_flags_override_the_yaml_file(run, flags, tmp_path):
 
 
 def test_a_wrong_or_missing_yaml_file_is_one_line_that_names_it(run, flags, tmp_path):
-    wrong = _yaml(tmp_path, flags(), "limt: 3"), "unknown setting 'limt'; known are predictions, images"
+    wrong = _yaml(tmp_path, flags(), "limt: 3"), "unknown setting 'limt'; did you mean limit?"
     for path, expected in (wrong, (tmp_path / "none.yaml", "none.yaml: no such file")):
         status, _, error = run(path)
         assert status == 1

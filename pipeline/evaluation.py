@@ -6,6 +6,7 @@ frames -> read masks, match, count (CPU tasks) -> tallies -> driver -> numbers
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -177,6 +178,8 @@ class Outcome:
     listing: Listing | None
     kind: Literal["coco", "lvis", "cityscapes"] | None
     """Of the ground truth; None without any."""
+    names: Mapping[int, str]
+    """Of the categories by id, as far as the ground truth or the image list tells."""
     dumps: tuple[str, ...]
     unpaired: dict[str, str]
     """By dump, a line on images that it lacks, or that the others lack."""
@@ -208,7 +211,14 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Outc
     for tally in map_blocks(blocks, partial(_measure_block, meter=meter), local=config.local):
         total = Tally.merge([total, tally], config.gallery)
         progress.count(tally.frames, len(tally.aside))
-    return Outcome(total, listing, kind, tuple(dumps), unpaired, readers, time.monotonic() - started)
+    names = listing.categories if listing else _listed_names(config.image_list) if "coco" in forms.values() else {}
+    return Outcome(total, listing, kind, names, tuple(dumps), unpaired, readers, time.monotonic() - started)
+
+
+def _listed_names(image_list: str | None) -> dict[int, str]:
+    """The names of the image list's categories by id; the dumps' readers have looked at the list before."""
+    content = json.loads(storage.read(image_list)) if image_list else {}
+    return {one["id"]: str(one["name"]) for one in content.get("categories") or () if "name" in one}
 
 
 def _kind(config: EvaluateConfig, listing: Listing | None) -> Literal["coco", "lvis", "cityscapes"] | None:

@@ -210,8 +210,7 @@ def _galleries(outcome: Outcome, config: EvaluateConfig) -> list[Gallery]:
 
 
 def _category(outcome: Outcome, instance: Instance) -> str:
-    names = outcome.listing.categories if outcome.listing else {}
-    return names.get(instance.category_id, f"category {instance.category_id}")
+    return outcome.names.get(instance.category_id, f"category {instance.category_id}")
 
 
 def _truth_of(coarse: Instance, true: TrueFrame | None) -> Instance | None:

@@ -86,7 +86,7 @@ class Results:
 def results(outcome: Outcome) -> Results:
     """Put what was found into numbers."""
     tally, listing = outcome.tally, outcome.listing
-    names = _distinct_names(listing.categories) if listing else {}
+    names = _distinct_names(outcome.names)
     overall: dict[str, Numbers] = {}
     per_class: dict[str, dict[str, Numbers]] = {}
     notes = [f"{name}: {line}" for name, line in outcome.unpaired.items()]

@@ -40,7 +40,7 @@ def entries(url: str, listed: ImageList, images: str | None) -> Iterator[tuple[s
 
 def _of_labels(url: str, listed: ImageList, images: str | None) -> Iterator[tuple[str, Entry]]:
     if images is None:
-        raise InputError(f"{url}: label files do not tell the size of their images: expected --images")
+        raise InputError(f"{url}: label files do not tell the size of their images: expected --images, their folder")
     files = storage.find(url, (".txt",))
     if not files:
         raise InputError(f"{url}: expected .txt files, as save_txt=True writes below labels/")

@@ -60,7 +60,10 @@ class CocoReader:
 
     def __post_init__(self) -> None:
         if (self.image_list is None) == (self.image_pattern is None):
-            raise InputError(f"{self.predictions}: expected either image_list or image_pattern beside COCO results")
+            raise InputError(
+                f"{self.predictions}: expected either image_list (a json whose `images` give ids their file names, as a"
+                " ground truth) or image_pattern ('{image_id:012d}.jpg') beside COCO results"
+            )
         if self.image_pattern is not None:
             _check_pattern(self.image_pattern)
 

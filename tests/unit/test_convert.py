@@ -266,7 +266,12 @@ GOOD = BOX | {"segmentation": {"size": [1, 1], "counts": "01"}}
             r"a\.json: instance 0: expected",
         ),
         ("mmdetection", "preds/a.txt", "", r"preds: expected \.json files"),
-        ("ultralytics", "labels/a.txt", "1 0.5 0.5", r"labels: label files do not tell .* expected --images"),
+        (
+            "ultralytics",
+            "labels/a.txt",
+            "1 0.5 0.5",
+            r"labels: label files do not tell .* expected --images, their folder",
+        ),
         ("torchvision", "out/a.pt", "no archive", r"a\.pt: expected a file of torch\.save"),
         ("torchvision", "out/a.txt", "", r"out: expected \.pt files"),
     ],

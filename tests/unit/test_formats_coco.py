@@ -194,7 +194,7 @@ def test_an_image_list_of_another_form_is_refused(tmp_path, content, message):
 
 def test_either_a_list_or_a_pattern_is_needed():
     for how in ({}, {"image_list": "a", "image_pattern": "b"}):
-        with pytest.raises(InputError, match="expected either image_list or image_pattern"):
+        with pytest.raises(InputError, match=r"expected either image_list \(a json .*\) or image_pattern"):
             CocoReader("results.json", "images", **how)
 
 

@@ -270,7 +270,7 @@ def test_a_truncated_file_is_one_line_that_names_it(run, flags, dump, form, expe
         ("cityscapes", {"predictions": "/nowhere"}, "/nowhere: no such file or folder of predictions"),
         ("coco", {"predictions": "/nowhere.json"}, "/nowhere.json: no such file"),
         ("coco", {"image_list": "/nowhere.json"}, "/nowhere.json: no such file"),
-        ("coco", {"image_pattern": "{image_id}.png"}, "expected either image_list or image_pattern"),
+        ("coco", {"image_pattern": "{image_id}.png"}, "or image_pattern ('{image_id:012d}.jpg') beside COCO"),
         ("parquet", {"predictions": "/nowhere.parquet"}, "/nowhere.parquet: no such file"),
         ("parquet", {"images": "/nowhere"}, "/nowhere: expected a folder"),
         ("parquet", {"image_list": "/x.json"}, "image_list and image_pattern are for COCO json"),

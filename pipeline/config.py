@@ -159,7 +159,8 @@ def parse(config_class: type[Config], arguments: list[str]) -> Config:
         try:
             settings = yaml.load(content, _Loader)
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # of values such as 09, and of endless nesting
-            raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+            hint = "; a value with braces needs quotes around it" if b"{" in content else ""
+            raise InputError(f"{path}: not YAML ({' '.join(str(error).split())}){hint}") from None
         arguments = [*_flags(path, config_class, settings), *arguments[1:]]
     return tyro.cli(config_class, args=arguments)
 

@@ -261,7 +261,7 @@ class Ledger:
         return f"{self._newest:020d}{ending}"
 
     def _numbered(self) -> list[str]:
-        names = storage.find(self.root, (".jsonl", _WITHDRAWN))
+        names = storage.names(self.root, (".jsonl", _WITHDRAWN))
         return [name for name in names if name.split(".")[0].isdecimal()]
 
     def _read_renewed(self) -> dict[str, list[str]]:
@@ -289,7 +289,7 @@ def read_receipts(output: str, segments: Sequence[str] | None = None) -> Iterato
 
 def _segments(root: str, segments: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every receipt, or those of some segments, with the name of its segment."""
-    names = storage.find(root, (".jsonl",)) if segments is None else segments
+    names = storage.names(root, (".jsonl",)) if segments is None else segments
     with ThreadPoolExecutor(16) as threads:
         for start in range(0, len(names), READ_AHEAD):
             chunk = names[start : start + READ_AHEAD]
@@ -302,7 +302,7 @@ def _segments(root: str, segments: Sequence[str] | None = None) -> Iterator[tupl
 def _withdrawn(root: str) -> dict[str, tuple[str, bool]]:
     """Frames taken back -> the name of the file that last said so, and whether they changed (or were removed)."""
     gone = {}
-    for name in storage.find(root, (_WITHDRAWN,)):
+    for name in storage.names(root, (_WITHDRAWN,)):
         for kind, frame_ids in _parse(f"{root}/{name}", storage.read(f"{root}/{name}")).items():
             gone.update(dict.fromkeys(frame_ids, (name, kind == "changed")))
     return gone

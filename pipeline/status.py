@@ -208,12 +208,12 @@ class StatusReader:
     def _record(self) -> dict[str, Any]:
         """What is kept of the latest run."""
         runs = f"{self.root}/runs"
-        names = storage.find(runs, (".json",)) if storage.is_dir(runs) else []
+        names = storage.names(runs, (".json",))
         return _object(f"{runs}/{names[-1]}") if names else {}
 
     def _take_in_what_is_new(self, started: float | None) -> float | None:
         """Read the segments not read yet; the Unix time of the newest one, by its name, or of the lease's heartbeat."""
-        found = storage.find(self.root, (".jsonl", ".withdrawn.json"))
+        found = storage.names(self.root, (".jsonl", ".withdrawn.json"))
         written = {name: int(name.split(".")[0]) / 1e9 for name in found if name.split(".")[0].isdecimal()}
         segments = [name for name in written if name.endswith(".jsonl")]
         # What earlier segments say may not hold any more once another run has begun, or has withdrawn frames.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from typing import IO, Any
 from uuid import uuid4
 
@@ -102,6 +103,20 @@ def find(root: str, suffixes: tuple[str, ...]) -> list[str]:
     check_folder(root)
     base = path.rstrip("/")
     return sorted(found[len(base) + 1 :] for found in fs.find(path) if found.lower().endswith(suffixes))
+
+
+def names(folder: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Sorted names, with one of the endings (lower case), in a folder, none of one that is not there.
+
+    What lies in its folders is not listed: that may be very many files, of which a store names a thousand an answer.
+    """
+    fs, path = open_store(folder)
+    listed = partial(fs.ls, path, detail=False)
+    try:
+        found = listed() if stores.is_local(fs) else asked(folder, listed, reading=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(name for name in map(os.path.basename, found) if name.lower().endswith(suffixes))
 
 
 def _listing(root: str) -> list[tuple[str, dict[str, Any]]]:

@@ -177,7 +177,7 @@ class ParquetWriter:
                 waiting = []
         if waiting or not written:
             written.append(self._write(len(written), waiting))
-        found = {*storage.find(self.output, (".parquet",))}
+        found = {*storage.names(self.output, (".parquet",))}
         # Those of a longer dump follow without a gap, and the last goes first, so that a kill leaves none.
         longer = list(takewhile(found.__contains__, map(_file_name, count(len(written)))))
         for path in reversed(longer):

@@ -5,9 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
+from pipeline import storage
 from pipeline.ledger import Ledger, read_receipts
 from pipeline.records import InputError
+from pipeline.status import StatusReader
 from pipeline.work import Receipt
 
 
@@ -176,3 +179,23 @@ def test_a_restart_forgets_everything_also_under_other_settings(tmp_path, ledger
     assert again.parts == again.aside == {}
     assert not list(read_receipts(str(tmp_path)))
     assert _reopened(tmp_path, {"weights": "xyz"}).parts == {}
+
+
+def test_the_many_parts_below_a_ledger_are_not_listed_to_read_it(tmp_path, ledger, monkeypatch):
+    storage.put(f"{tmp_path}/_ledger/parts/one.parquet", b"1")
+    ledger.record([_receipt("a"), _receipt("b")])
+    ledger.flush()
+    ledger.withdraw(["a"], [])
+    ledger.close()
+    listed = []
+    listing = LocalFileSystem.ls
+
+    def noted(self, path, *args, **options):
+        listed.append(Path(path).name)
+        return listing(self, path, *args, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "ls", noted)
+    assert _reopened(tmp_path).parts.keys() == {"b"}
+    assert StatusReader(str(tmp_path)).read().done == 1
+    assert "_ledger" in listed
+    assert "parts" not in listed

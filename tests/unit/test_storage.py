@@ -19,6 +19,13 @@ def test_what_was_put_is_read_listed_and_removed(root):
     assert not storage.exists(f"{root}/one.txt")
 
 
+def test_names_are_those_of_one_folder_alone(root):
+    for path in ("b/two.txt", "b/one.TXT", "b/deeper/three.txt", "b/four.csv", "five.txt"):
+        storage.put(f"{root}/{path}", b"1")
+    assert storage.names(f"{root}/b", (".txt",)) == ["one.TXT", "two.txt"]
+    assert storage.names(f"{root}/nowhere", (".txt",)) == []
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(root):
     storage.put(f"{root}/x.bin", b"old")
 

@@ -316,13 +316,15 @@ def _by_position(refs: Sequence[FrameRef], held: part_files.Parts) -> Iterator[s
     frames = np.repeat(np.arange(len(refs)), counts)
     numbers = np.arange(len(frames)) - np.repeat(np.cumsum(counts) - counts, counts)
     part_of = np.array([paths[held.of_frame[ref.frame_id]] for ref in refs], np.int64)
-    order = np.argsort(positions, kind="stable")
+    order, names = np.argsort(positions, kind="stable"), [*paths]
     for start in range(0, len(order), WINDOW):
         window = order[start : start + WINDOW]
         lines = [""] * len(window)
         by_part = np.argsort(part_of[frames[window]], kind="stable")
         cuts = np.flatnonzero(np.diff(part_of[frames[window[by_part]]])) + 1
-        for slots in np.split(by_part, cuts):
+        pieces = np.split(by_part, cuts)
+        used = [names[part_of[frames[window[slots[0]]]]] for slots in pieces]
+        for slots, _ in zip(pieces, held.ahead(used)):
             wanted = [(refs[frames[entry]].frame_id, int(numbers[entry])) for entry in window[slots]]
             for slot, (instance, extra) in zip(slots, held.instances(wanted)):
                 lines[slot] = _line(instance, extra)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,8 +20,15 @@ FOLDER = "_ledger/parts"
 PART_SCHEMA = FRAME_SCHEMA.append(pa.field("extra", pa.list_(pa.string())))
 """A row is one frame; `extra` has one json object per instance, its other keys."""
 
-KEPT_OPEN = 64
-"""Most parts held in memory while frames are read back in an order that is not the one they were committed in."""
+KEPT_OPEN = 16
+"""Most parts held in memory while frames are read back."""
+
+READ_AHEAD = 16
+"""Parts read at once."""
+
+TOGETHER = 2048
+"""Frames read back together, so that a part is read once for all of them: after a hundred nights in each of which some
+frames changed, neighbours lie in a hundred parts."""
 
 
 def row(frame: Frame) -> dict[str, Any]:
@@ -99,9 +106,17 @@ class Parts:
 
     def table(self, path: str) -> tuple[pa.Table, dict[str, int]]:
         """One part under PART_SCHEMA, and the row of each frame id in it."""
-        if path in self._open:
-            self._open.move_to_end(path)
-            return self._open[path]
+        if path not in self._open:
+            self._keep(path, self._read(path))
+        self._open.move_to_end(path)
+        return self._open[path]
+
+    def _keep(self, path: str, part: tuple[pa.Table, dict[str, int]]) -> None:
+        self._open[path] = part
+        if len(self._open) > KEPT_OPEN:
+            self._open.popitem(last=False)
+
+    def _read(self, path: str) -> tuple[pa.Table, dict[str, int]]:
         url = storage.join(self.output, path)
         # A store that fails is another matter: what it does not give now is not lost.
         data = storage.read_if_there(url)
@@ -114,15 +129,7 @@ class Parts:
             raise PartError(f"{url}: expected a part that can be read: {error!s:.200}") from None
         if table.schema != PART_SCHEMA:
             raise PartError(f"{url}: expected a part that this version of the program wrote")
-        rows = {frame_id: number for number, frame_id in enumerate(table["frame_id"].to_pylist())}
-        self._open[path] = table, rows
-        if len(self._open) > KEPT_OPEN:
-            self._open.popitem(last=False)
-        return table, rows
-
-    def drop(self, path: str) -> None:
-        """Let go of a part that is not needed again."""
-        self._open.pop(path, None)
+        return table, {frame_id: number for number, frame_id in enumerate(table["frame_id"].to_pylist())}
 
     def locate(self, frame_id: str) -> tuple[pa.Table, int]:
         """The part that holds a frame, and its row there."""
@@ -148,13 +155,27 @@ class Parts:
 
     def in_order(self, refs: Sequence[FrameRef]) -> Iterator[tuple[int, pa.Table]]:
         """Of every frame that a part holds, in the order of `refs`: its place there and its row (a table, copied)."""
-        left = Counter(self.of_frame[ref.frame_id] for ref in refs if ref.frame_id in self.of_frame)
-        for place, ref in enumerate(refs):
-            if ref.frame_id not in self.of_frame:
-                continue
-            table, number = self.locate(ref.frame_id)
-            yield place, table.take([number])
-            path = self.of_frame[ref.frame_id]
-            left[path] -= 1
-            if not left[path]:
-                self.drop(path)
+        held = [(place, ref.frame_id) for place, ref in enumerate(refs) if ref.frame_id in self.of_frame]
+        for start in range(0, len(held), TOGETHER):
+            window = held[start : start + TOGETHER]
+            slots: dict[str, list[int]] = {}
+            for slot, (_, frame_id) in enumerate(window):
+                slots.setdefault(self.of_frame[frame_id], []).append(slot)
+            found: dict[int, pa.Table] = {}
+            for path in self.ahead([*slots]):
+                table = self.table(path)[0].take([self.locate(window[slot][1])[1] for slot in slots[path]])
+                found.update((slot, table.slice(number, 1)) for number, slot in enumerate(slots[path]))
+            for slot, (place, _) in enumerate(window):
+                yield place, found.pop(slot)
+
+    def ahead(self, paths: Sequence[str]) -> Iterator[str]:
+        """The paths of parts, read a few ahead of their turn: a store answers late, but many requests at once."""
+        with ThreadPoolExecutor(READ_AHEAD) as threads:
+            for start in range(0, len(paths), READ_AHEAD):
+                some = paths[start : start + READ_AHEAD]
+                unread = [path for path in some if path not in self._open]
+                read = dict(zip(unread, threads.map(self._read, unread)))
+                for path in some:
+                    if path in read:
+                        self._keep(path, read.pop(path))
+                    yield path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -288,16 +289,17 @@ def _replace(
 def commit(works: Sequence[Work], writer: Writer) -> list[Receipt]:
     """Write the finished frames of one block and say what became of each; frames set aside write nothing.
 
-    An OSError is the store's and ends the run; whatever else goes wrong sets aside the frame that it goes wrong with.
+    An OSError is the store's and ends the run, unless it is about the length of a frame's own name; whatever else goes
+    wrong sets aside the frame that it goes wrong with.
     """
     started, written = time.perf_counter(), storage.traffic["written"]
     good = [work for work in works if work.frame is not None]
     part = ""
     try:
         part = writer.commit([work.frame for work in good if work.frame is not None]) if good else ""
-    except OSError:
-        raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+            raise
         if len(works) > 1:
             return [receipt for work in works for receipt in commit([work], writer)]
         works[0].set_aside(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -77,6 +78,10 @@ def _kind(url: str) -> str | None:
     try:
         return fs.info(path)["type"] if stores.is_local(fs) else asked(url, lambda: fs.info(path), reading=True)["type"]
     except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # which none can have that is there
+            raise
         return None
 
 
@@ -342,7 +347,8 @@ def open_write(url: str) -> Iterator[IO[bytes]]:
             raise
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{uuid4().hex}.tmp"
+    # Not named after the file, whose name may have as many characters as a file system takes.
+    temporary = os.path.join(os.path.dirname(path), f".{uuid4().hex}.tmp")
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -350,7 +356,7 @@ def open_write(url: str) -> Iterator[IO[bytes]]:
     except BaseException as error:
         if os.path.exists(temporary):
             os.unlink(temporary)
-        if isinstance(error, OSError) and error.errno and not error.filename:
+        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
             raise OSError(error.errno, error.strerror, path) from None  # a full disk names no file
         raise
 

@@ -4,6 +4,7 @@ import pytest
 
 from model import Refiner
 from pipeline import stages
+from pipeline.formats.cityscapes import CityscapesWriter
 from pipeline.guard import GuardConfig
 from pipeline.images import decode_image
 from pipeline.limits import LimitsConfig
@@ -149,6 +150,15 @@ def test_a_store_that_fails_is_no_fault_of_a_frame():
 
     with pytest.raises(OSError, match="No space left"):
         commit([Work("a", Frame("a", "a.png", 5, 5, []))], Writer())
+
+
+def test_a_name_too_long_to_be_written_is_the_fault_of_its_frame(tmp_path):
+    names = "a", "x" * 245, "y" * 251
+    works = [Work(name, Frame(name, f"{name}.jpg", 5, 5, []), file_name=f"{name}.jpg") for name in names]
+    first, second, third = commit(works, CityscapesWriter(str(tmp_path)))
+    assert (first.error, second.error) == ("", "")
+    assert "File name too long" in third.error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_pred.txt", f"{'x' * 245}_pred.txt"]
 
 
 def test_assembly_replaces_the_mask_and_says_what_changed(tmp_path, image):

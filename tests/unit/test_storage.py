@@ -40,6 +40,15 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(root):
     assert storage.find(root, ("",)) == ["x.bin"]
 
 
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path):
+    storage.put(f"{tmp_path}/{'x' * 255}", b"1")
+    assert storage.read(f"{tmp_path}/{'x' * 255}") == b"1"
+    assert not storage.exists(f"{tmp_path}/{'x' * 256}")
+    with pytest.raises(OSError, match=f"too long: '{tmp_path}/x+'$"):
+        storage.put(f"{tmp_path}/{'x' * 256}", b"1")
+    assert storage.find(str(tmp_path), ("",)) == ["x" * 255]
+
+
 def test_a_missing_file_or_folder_is_named(root):
     with pytest.raises(InputError, match=r"nowhere\.png: no such file"):
         storage.read(f"{root}/nowhere.png")

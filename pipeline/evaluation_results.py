@@ -14,6 +14,7 @@ from pipeline.metrics.average_precision import AveragePrecision, average_precisi
 from pipeline.metrics.boundary import WORSE_BY
 from pipeline.metrics.cityscapes_ap import EVALUATED, CityscapesAP, cityscapes_ap
 from pipeline.metrics.oracle import DISTANCES_PX
+from pipeline.records import printable
 
 Numbers = dict[str, float]
 """Measure -> value; NaN where there is nothing to measure."""
@@ -193,7 +194,7 @@ def text(found: Results) -> str:
         shares = f"{found.better:.1%} better, {found.worse:.1%} worse"
         lines += ["", f"IoU of instances    {shares} (by more than {WORSE_BY})"]
     lines += [f"note         {note}" for note in found.notes]
-    lines += [f"set aside    {key}: {error}" for key, error in list(found.aside.items())[:5]]
+    lines += [f"set aside    {printable(key)}: {error}" for key, error in list(found.aside.items())[:5]]
     return "\n".join(lines)
 
 

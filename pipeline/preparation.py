@@ -28,7 +28,7 @@ from pipeline.lease import Lease
 from pipeline.ledger import Ledger, check_reached
 from pipeline.outputs import check_apart
 from pipeline.progress import Progress
-from pipeline.records import InputError, fault
+from pipeline.records import InputError, fault, printable
 from pipeline.training_patches import (
     MIN_IOU,
     Cut,
@@ -74,7 +74,7 @@ class Prepared:
             lines.append(f"removed      {self.removed} frames of an earlier run")
         if self.unpaired:
             lines.append(f"unpaired     {self.unpaired}")
-        lines += [f"set aside    {key}: {error}" for key, error in list(self.aside.items())[:5]]
+        lines += [f"set aside    {printable(key)}: {error}" for key, error in list(self.aside.items())[:5]]
         if len(self.aside) > 5:
             lines.append(f"set aside    ... {len(self.aside) - 5} more, all in {self.output}/_ledger/quarantine.csv")
         return "\n".join([*lines, f"output       {self.output}  ({self.wall_s:.1f} s)"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.guard import REASONS
+from pipeline.records import printable
 from pipeline.redaction import redacted
 from pipeline.work import Receipt
 
@@ -61,7 +62,7 @@ class Summary:
         if self.arithmetic:
             lines.insert(3, f"network      {', '.join(self.arithmetic)}")
         for frame_id, error in list(self.quarantined.items())[:5]:
-            lines.append(f"set aside    {frame_id}: {error}")
+            lines.append(f"set aside    {printable(frame_id)}: {error}")
         if len(self.quarantined) > 5:
             lines.append(f"set aside    ... {len(self.quarantined) - 5} more")
         if self.quarantined:

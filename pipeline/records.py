@@ -15,6 +15,13 @@ LONGEST_MESSAGE = 2000
 """Characters of an error line; names and values that it quotes come from the input, which may have any length."""
 
 
+def printable(text: str) -> str:
+    r"""Text for one line of a log, with `\n`, `\x1b`, ... for what would end the line or move the cursor."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class InputError(ValueError):
     """Something is wrong with an input; the one-line message names the file (and line) and what was expected.
 
@@ -24,9 +31,7 @@ class InputError(ValueError):
 
     def __init__(self, message: str = "") -> None:
         # First cut generously: a secret that ends behind the cut could not be told.
-        message = redacted(message[: 10 * LONGEST_MESSAGE])[: LONGEST_MESSAGE + 1]
-        if not message.isprintable():
-            message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        message = printable(redacted(message[: 10 * LONGEST_MESSAGE])[: LONGEST_MESSAGE + 1])
         super().__init__(message if len(message) <= LONGEST_MESSAGE else f"{message[: LONGEST_MESSAGE - 3]}...")
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from pipeline.records import printable
 from pipeline.redaction import redacted
 from pipeline.work import Receipt
 
@@ -50,7 +51,7 @@ class RunLog:
             if not self.json:
                 if sys.stderr.isatty():  # there the line of progress stands
                     print("\r\033[K", end="", file=sys.stderr, flush=True)
-                self.write(f"set aside {receipt.frame_id}: {reason}")
+                self.write(f"set aside {printable(receipt.frame_id)}: {reason}")
 
     @contextmanager
     def telling_the_end(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ import tyro
 from pipeline import storage
 from pipeline.ledger import read_receipts
 from pipeline.progress import STAGES, by_status
-from pipeline.records import InputError
+from pipeline.records import InputError, printable
 
 RECENT_SECONDS = 300.0
 """How far back the recent rate looks."""
@@ -117,7 +117,7 @@ class Status:
         if self.seconds_per_frame:
             told = "  ".join(f"{stage} {seconds:.3f}" for stage, seconds in self.seconds_per_frame.items())
             lines.append(f"s/frame      {told}")
-        lines += [f"set aside    {frame_id}: {error}" for frame_id, error in self.last_errors]
+        lines += [f"set aside    {printable(frame_id)}: {error}" for frame_id, error in self.last_errors]
         if self.set_aside > len(self.last_errors):
             lines.append(f"set aside    ... {self.set_aside - len(self.last_errors)} more")
         return "\n".join(lines)

@@ -1,10 +1,14 @@
 import json
+from contextlib import closing
 from datetime import UTC, datetime
 
 import pytest
 
+from pipeline.ledger import Ledger
+from pipeline.progress import Progress
 from pipeline.records import InputError
 from pipeline.run_log import ALL_ASIDE, RunLog
+from pipeline.status import StatusReader
 from pipeline.work import Receipt
 
 
@@ -44,6 +48,19 @@ def test_a_frame_set_aside_is_named_with_its_reason_as_it_happens():
             told = json.loads(line)
             assert (told["event"], told["level"], told["frame_id"]) == ("set_aside", "warning", "bad")
             assert told["reason"] == "s3://***@bucket/bad.png: broken"
+
+
+def test_a_name_takes_one_line_and_moves_no_cursor_wherever_it_is_told(tmp_path):
+    name = "a\nset aside b: forged\x1b[2K"
+    log, lines = _log("text")
+    log.set_aside(_aside(name))
+    with closing(Ledger(str(tmp_path))) as ledger:
+        ledger.open({})
+        ledger.record(_aside(name))
+    summary = Progress(1, 0, lines.append).summary(str(tmp_path), {name: "x.png: broken"}, 1.0)
+    for told in (*lines, str(summary), str(StatusReader(str(tmp_path)).read())):
+        assert r"a\nset aside b: forged\x1b[2K: x.png: broken" in told
+        assert "\nset aside b" not in told
 
 
 def test_of_very_many_frames_set_aside_few_are_named():

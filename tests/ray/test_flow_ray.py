@@ -8,6 +8,8 @@ import pytest
 
 from pipeline import dump as forms
 from pipeline import flow, stages
+from pipeline.flow import on_ray
+from pipeline.flow.session import alive_nodes, network_pool
 from pipeline.formats.cityscapes import CityscapesReader
 from pipeline.ledger import Ledger
 from pipeline.records import InputError
@@ -103,3 +105,46 @@ def test_patches_of_any_size_and_frames_in_pieces_come_through_a_spread_run(
     summary = refine_dump(config, print)
     assert (summary.frames, summary.refined > 5) == (7, True)
     assert tree(tmp_path / "out") == tree(tmp_path / "local")
+
+
+@pytest.fixture
+def occupied(cluster):
+    """Lets something else reserve all CPUs of the cluster but so many."""
+    import ray
+
+    class Other:
+        def here(self):
+            return True
+
+    others = []
+
+    def leave(cpus):
+        reserved = round(ray.cluster_resources()["CPU"] - cpus, 2)
+        others.append(ray.remote(Other).options(num_cpus=reserved).remote())
+        assert ray.get(others[-1].here.remote())
+
+    yield leave
+    for other in others:
+        ray.kill(other)
+
+
+def test_a_fused_run_goes_on_beside_others_that_have_left_no_cpu_but_for_its_network(
+    occupied, tmp_path, checkpoint_path, monkeypatch
+):
+    nodes = [node["Resources"] for node in alive_nodes()]
+    occupied(network_pool(nodes, flow.Placement()).resources["num_cpus"] + 0.05)
+    monkeypatch.setattr(on_ray, "standstill_s", lambda *_: 20)
+    config = make_dump(tmp_path / "dump", frames=3).config(
+        "cityscapes", tmp_path / "out", checkpoint_path, placement="fused"
+    )
+    assert refine_dump(config, log=lambda _: None).frames == 3
+
+
+def test_a_run_for_which_others_leave_no_room_says_so(occupied, tmp_path, checkpoint_path, monkeypatch):
+    occupied(0.5)
+    monkeypatch.setattr(on_ray, "standstill_s", lambda *_: 5)
+    config = make_dump(tmp_path / "dump", frames=3).config(
+        "cityscapes", tmp_path / "out", checkpoint_path, placement="fused"
+    )
+    with pytest.raises(InputError, match=r"no progress .*: the machines may have no room beside other work, see `ray"):
+        refine_dump(config, log=lambda _: None)

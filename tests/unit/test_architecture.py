@@ -33,7 +33,7 @@ def test_only_the_flow_training_and_the_benchmark_know_ray():
     knowing = {
         str(path.relative_to(ROOT)) for path in FILES if any(name.split(".")[0] == "ray" for name, _ in _imports(path))
     }
-    flow = {f"pipeline/flow/{name}.py" for name in ("metrics", "on_ray", "session")}
+    flow = {f"pipeline/flow/{name}.py" for name in ("in_workers", "metrics", "on_ray", "session")}
     assert knowing == {*flow, "pipeline/training_on_ray.py", "pipeline/benchmark/scale.py"}
 
 

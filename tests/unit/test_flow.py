@@ -14,7 +14,7 @@ from model.backend import UnsupportedError
 from model.checkpoint import CheckpointError
 from pipeline import flow
 from pipeline.config import RefineConfig
-from pipeline.flow import Plan, Stages, load_refiner, on_ray, session
+from pipeline.flow import Plan, Stages, in_workers, load_refiner, on_ray, session
 from pipeline.flow.on_ray import blocks_at_once
 from pipeline.flow.session import Placement, Pool, labelled, network_pool, placed, selected_by
 from pipeline.formats.cityscapes import CityscapesReader
@@ -358,8 +358,8 @@ def test_a_process_that_has_reserved_no_gpu_sees_none(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     plan = Plan(None, lambda: SimpleNamespace(arithmetic=os.environ["CUDA_VISIBLE_DEVICES"]), [])
     threads = torch.get_num_threads()
-    assert on_ray.loading(plan, Pool(1, {"num_gpus": 1, "num_cpus": 0}, threads, 1))().arithmetic == "0,1"
-    assert on_ray.loading(plan, Pool(1, {"num_cpus": 0.99}, threads, 1))().arithmetic == ""
+    assert in_workers.loading(plan, Pool(1, {"num_gpus": 1, "num_cpus": 0}, threads, 1))().arithmetic == "0,1"
+    assert in_workers.loading(plan, Pool(1, {"num_cpus": 0.99}, threads, 1))().arithmetic == ""
 
 
 def test_a_network_that_gets_a_gpu_from_ray_but_none_from_torch_is_one_clear_error(monkeypatch):
@@ -367,8 +367,8 @@ def test_a_network_that_gets_a_gpu_from_ray_but_none_from_torch_is_one_clear_err
     plan = Plan(None, lambda: SimpleNamespace(arithmetic="cpu torch fp32"), [])
     threads = torch.get_num_threads()
     with pytest.raises(InputError, match=r"has a GPU by Ray's account, but torch .* finds none: expected a torch for"):
-        on_ray.loading(plan, Pool(1, {"num_gpus": 1, "num_cpus": 0}, threads, 1))()
-    assert on_ray.loading(plan, Pool(1, {"num_cpus": 0.99}, threads, 1))().arithmetic == "cpu torch fp32"
+        in_workers.loading(plan, Pool(1, {"num_gpus": 1, "num_cpus": 0}, threads, 1))()
+    assert in_workers.loading(plan, Pool(1, {"num_cpus": 0.99}, threads, 1))().arithmetic == "cpu torch fp32"
 
 
 def test_the_network_is_loaded_for_the_device_that_was_asked_for(monkeypatch, checkpoint_path):

@@ -195,6 +195,8 @@ def text(found: Results) -> str:
         lines += ["", f"IoU of instances    {shares} (by more than {WORSE_BY})"]
     lines += [f"note         {note}" for note in found.notes]
     lines += [f"set aside    {printable(key)}: {error}" for key, error in list(found.aside.items())[:5]]
+    if len(found.aside) > 5:
+        lines.append(f"set aside    ... {len(found.aside) - 5} more")
     return "\n".join(lines)
 
 

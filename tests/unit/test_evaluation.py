@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -280,6 +281,15 @@ def test_an_image_that_cannot_be_measured_is_set_aside_by_name_and_counts_in_no_
     assert "refined.json: entry 2" in found.aside["frame1"]
     assert found.frames == 4
     assert any("1 images could not be measured" in note for note in found.notes)
+
+
+def test_of_many_images_that_were_set_aside_the_table_names_five_and_counts_the_others(truth, refined):
+    found = _evaluate(truth, ground_truth=str(truth), coarse=str(predict(truth)), refined=str(refined))
+    found = replace(found, aside={f"frame{i}": "broken" for i in range(7)})
+    assert [line for line in text(found).splitlines() if line.startswith("set aside")] == [
+        *(f"set aside    frame{i}: broken" for i in range(5)),
+        "set aside    ... 2 more",
+    ]
 
 
 def test_an_image_on_which_a_measure_fails_is_set_aside_in_one_line_without_secrets(truth, monkeypatch):

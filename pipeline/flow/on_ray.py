@@ -59,6 +59,10 @@ _FUSED_BLOCKS_ON_CPU, _FUSED_BLOCKS_ON_GPU = 16, 64
 """Blocks that a fused actor is given in one call, for each of its helpers. Few calls, as the network waits at the begin
 of each for the first block; but if the actor dies, all blocks of the call are done again. About a minute of a GPU."""
 
+_UNTAKEN = 64
+"""Finished blocks of a fused actor that may wait for the driver, which takes them up ten times a second. By Ray Data's
+default an actor stands still once two are waiting."""
+
 _HANDING_OUT_CPUS = 0.01
 """What a task reserves that hands blocks to a fused actor, and computes nothing. With a whole CPU, runs that share a
 machine would wait for each other for ever: their actors leave none. Not 0, as an actor may reserve: Ray Data would make
@@ -152,8 +156,7 @@ def _fused(plan: Plan, blocks: Blocks, wish: Placement, pool: Pool, context: Any
 
     # Every row of receipts leaves the actor at once: what has not left it is done again when it dies.
     context.target_max_block_size = 1
-    # Ray Data takes them up ten times a second, and by default has an actor stand still once two are waiting.
-    context._max_num_blocks_in_streaming_gen_buffer = _FUSED_BLOCKS_ON_GPU
+    context._max_num_blocks_in_streaming_gen_buffer = _UNTAKEN
     at_once = blocks_at_once(len(blocks.frames), pool)
     calls = [blocks.frames[start : start + at_once] for start in range(0, len(blocks.frames), at_once)]
     handed_out = _read_blocks([[call] for call in calls], num_cpus=_HANDING_OUT_CPUS, concurrency=min(2, len(calls)))

@@ -1,5 +1,6 @@
 import json
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pipeline import flow, stages
 from pipeline.flow import on_ray
 from pipeline.flow.session import alive_nodes, network_pool
 from pipeline.formats.cityscapes import CityscapesReader
+from pipeline.guard import GuardConfig
 from pipeline.ledger import Ledger
 from pipeline.records import InputError
 from pipeline.run import run as refine_dump
@@ -105,6 +107,30 @@ def test_patches_of_any_size_and_frames_in_pieces_come_through_a_spread_run(
     summary = refine_dump(config, print)
     assert (summary.frames, summary.refined > 5) == (7, True)
     assert tree(tmp_path / "out") == tree(tmp_path / "local")
+
+
+@pytest.mark.slow
+def test_a_fused_actor_does_not_stand_still_until_the_driver_has_taken_up_what_is_finished(
+    cluster, tmp_path, checkpoint_path, monkeypatch
+):
+    import ray
+
+    looks, wait = [], ray.wait
+
+    def seldom(*given, **named):
+        time.sleep(1)
+        looks.append(time.time())
+        return wait(*given, **named)
+
+    monkeypatch.setattr(ray, "wait", seldom)
+    dump = make_dump(tmp_path / "dump", frames=16)
+    # Passed over by the guard, so that the network takes no time.
+    flags = {"placement": "fused", "frames_per_block": 1, "guard": GuardConfig(min_area=10**6)}
+    config = dump.config("cityscapes", tmp_path / "out", checkpoint_path, **flags)
+    assert refine_dump(config, log=lambda _: None).frames == 16
+    written = [path.stat().st_mtime for path in (tmp_path / "out").rglob("*_pred.txt")]
+    assert len(written) == 16
+    assert sum(min(written) < look < max(written) for look in looks) <= 4
 
 
 @pytest.fixture

@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import kernels
+from model.backend import UnsupportedError
 from model.hrnet import BasicBlock, Bottleneck, FoldedHead, HRModule, RefinementNetwork
+
+_MOST_NUMBERS = 2**31 - 1
+"""In a tensor of cuDNN; torch cuts larger ones up, but not those of the calls that add and cut off as well."""
 
 
 class FusedNetwork:
@@ -37,8 +41,11 @@ class FusedNetwork:
         """Of all that meets in a branch, where branches are summed."""
 
     def __call__(self, patches: Tensor) -> Tensor:
-        """Patches (N, P, P, 4) uint8 to the logits (N, 1, S/4, S/4) float32."""
+        """Patches (N, P, P, 4) uint8 to the logits (N, 1, S/4, S/4) float32; UnsupportedError where N is too large."""
         backbone = self.network.backbone
+        most = _MOST_NUMBERS // (self.stem.out_channels * (self.side // 2) ** 2)
+        if len(patches) > most:
+            raise UnsupportedError(f"batch_size is {len(patches)}: expected at most {most} of this network on a GPU")
         x = _conv_relu(kernels.network_input(patches, self.side, self.dtype), self.stem)
         x = _conv_relu(x, backbone.conv2)
         for block in backbone.layer1:

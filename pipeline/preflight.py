@@ -80,9 +80,10 @@ def check(config: CheckConfig) -> Report:
         check_apart(settled.output, settled.predictions)
         checks.append(_output(settled))
     with _finding("device", checks):
-        if settled.local:
-            on = "a GPU" if on_gpu(settled.device) else "the CPU"
-            checks.append(Check("device", "ok", f"the network runs on {on} of this machine"))
+        if settled.local and digest:
+            on_gpu(settled.device)
+            arithmetic = run.network_of(settled)().arithmetic
+            checks.append(Check("device", "ok", f"this machine runs the network ({arithmetic})"))
     with _finding("cluster", checks):
         if not settled.local and (settled.cluster or os.environ.get("RAY_ADDRESS")):
             grows = may_grow()

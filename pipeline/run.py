@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model.backend import Backend, UnsupportedError, resolve_backend
 from model.bundled import missing, resolve
@@ -32,6 +32,9 @@ from pipeline.run_log import RunLog
 from pipeline.run_record import recorded
 from pipeline.stages import Cutting, commit
 from pipeline.work import Receipt, Work
+
+if TYPE_CHECKING:
+    from model import Refiner
 
 METHOD = 2
 """Raised with every change of this program that makes other masks of the same input and settings."""
@@ -219,14 +222,7 @@ def _blocks_of_receipts(
     load(config.checkpoint, weights)
     plan = flow.Plan(
         flow.Stages(reader, writer, config.images, cutting, config.guard, config.limits),
-        partial(
-            flow.load_refiner,
-            config.checkpoint,
-            config.precision,
-            config.batch_size,
-            *backends_of(config),
-            config.device,
-        ),
+        network_of(config),
         sound,
         frames_per_block=config.frames_per_block,
         device=config.device,
@@ -266,6 +262,12 @@ def placement_of(config: RefineConfig) -> flow.Placement:
         refine_label=config.refine_label,
         extract_label=config.extract_label,
     )
+
+
+def network_of(config: RefineConfig) -> Callable[[], Refiner]:
+    """What loads the network, in the process that is to run it."""
+    backends = backends_of(config)
+    return partial(flow.load_refiner, config.checkpoint, config.precision, config.batch_size, *backends, config.device)
 
 
 def backends_of(config: RefineConfig) -> tuple[Backend, Backend]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from model.backend import UnsupportedError
 from model.gpu import DeviceQueue
 from model.hrnet import NetworkConfig, RefinementNetwork, fold, pad_channels
 from model.parts import Parts
@@ -91,6 +92,11 @@ def test_branches_of_any_size_are_summed(ratios):
     weight, offset = torch.randn(channels, device=DEVICE), torch.randn(1, device=DEVICE)
     logit = (expected * weight[:, None, None]).sum(1, keepdim=True) + offset
     assert torch.allclose(kernels.head(base, terms, bias, weight, offset), logit, atol=1e-4)
+
+
+def test_a_batch_that_cudnn_cannot_count_is_named():
+    with pytest.raises(UnsupportedError, match="batch_size is 8192: expected at most 8191 of this network on a GPU"):
+        FusedNetwork(fold(seeded_network()))(torch.empty((8192, 64, 64, 4), dtype=torch.uint8, device="meta"))
 
 
 def test_it_takes_the_place_of_layers_in_a_queue():

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -49,18 +50,24 @@ def _files(root):
 
 
 @pytest.mark.parametrize(
-    ("device", "there", "level", "message"),
+    ("settings", "level", "message"),
     [
-        ("gpu", False, "error", "device is gpu: torch finds none on this machine, expected one, or device cpu"),
-        ("auto", False, "ok", "the network runs on the CPU of this machine"),
-        ("auto", True, "ok", "the network runs on a GPU of this machine"),
-        ("cpu", True, "ok", "the network runs on the CPU of this machine"),
+        ({"device": "cpu", "precision": "fp32"}, "ok", r"this machine runs the network \(cpu (openvino|torch) fp32\)"),
+        ({"device": "gpu"}, "error", "device is gpu: torch finds none on this machine, expected one, or device cpu"),
     ],
 )
-def test_without_ray_it_says_what_the_network_runs_on(config, monkeypatch, device, there, level, message):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
-    (found,) = (found for found in check(config(local=True, device=device)).checks if found.name == "device")
-    assert (found.level, found.message) == (level, message)
+def test_without_ray_it_loads_the_network_as_the_run_would(config, monkeypatch, settings, level, message):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (found,) = (found for found in check(config(local=True, **settings)).checks if found.name == "device")
+    assert found.level == level
+    assert re.fullmatch(message, found.message)
+
+
+def test_without_ray_a_precision_that_this_machine_lacks_is_found(config, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr("model.openvino_backend.can_calculate_in", lambda precision: precision == "fp32")
+    found = _errors(check(config(local=True, device="cpu", precision="bf16", backend="openvino")))
+    assert found["device"].message == "precision is 'bf16', in which this CPU cannot calculate: expected fp32"
 
 
 @pytest.mark.parametrize("form", ["cityscapes", "coco", "parquet"])

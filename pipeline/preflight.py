@@ -80,10 +80,11 @@ def check(config: CheckConfig) -> Report:
         check_apart(settled.output, settled.predictions)
         checks.append(_output(settled))
     with _finding("device", checks):
-        if settled.local and digest:
+        if settled.local:
             on_gpu(settled.device)
-            arithmetic = run.network_of(settled)().arithmetic
-            checks.append(Check("device", "ok", f"this machine runs the network ({arithmetic})"))
+            if digest:
+                arithmetic = run.network_of(settled)().arithmetic
+                checks.append(Check("device", "ok", f"this machine runs the network ({arithmetic})"))
     with _finding("cluster", checks):
         if not settled.local and (settled.cluster or os.environ.get("RAY_ADDRESS")):
             grows = may_grow()

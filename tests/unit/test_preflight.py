@@ -63,6 +63,13 @@ def test_without_ray_it_loads_the_network_as_the_run_would(config, monkeypatch, 
     assert re.fullmatch(message, found.message)
 
 
+def test_without_ray_a_missing_gpu_is_found_beside_a_wrong_checkpoint(config, monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    (tmp_path / "w.pth").write_bytes(b"no weights")
+    found = _errors(check(config(checkpoint=tmp_path / "w.pth", local=True, device="gpu")))
+    assert {"checkpoint", "device"} <= found.keys()
+
+
 def test_without_ray_a_precision_that_this_machine_lacks_is_found(config, monkeypatch):
     pytest.importorskip("openvino")
     monkeypatch.setattr("model.openvino_backend.can_calculate_in", lambda precision: precision == "fp32")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from model.cpu import computes_in_bf16
 from model.gpu import has_bf16
 from model.hrnet import CONFIGS, RefinementNetwork
 from model.preprocess import network_input
@@ -80,7 +81,8 @@ class FitConfig:
     ema_decay: float | None = None
     """Decay per step of the weight average that is exported; 0 exports the last weights. Reference 0, adamw 0.995."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the network's arithmetic; weights, loss and updates are fp32. `auto`: bf16 on a GPU that has it, else fp32."""
+    """Of the network's arithmetic; weights, loss and updates are fp32. `auto`: bf16 on a GPU that has it and on a CPU
+    with instructions for it (AVX512-BF16, AMX), else fp32."""
     sync_batch_norm: bool = True
     """Batch statistics over all processes, where several train on GPUs."""
     seed: int = 0
@@ -178,7 +180,7 @@ class _Trainer:
         self.processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         on_gpu = torch.cuda.is_available()
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        suited = on_gpu and has_bf16(self.device)
+        suited = has_bf16(self.device) if on_gpu else computes_in_bf16()
         self.bf16 = config.precision == "bf16" or (config.precision == "auto" and suited)
         torch.manual_seed(config.seed)
         network = deepcopy(start) if start is not None else RefinementNetwork(CONFIGS[config.network])

@@ -146,10 +146,13 @@ def test_batches_may_be_tensors_of_patches_whose_side_is_no_divisor_of_the_input
     assert math.isfinite(losses[0])
 
 
-def test_bf16_trains_as_well():
-    losses = _trained(_config(steps=2, precision="bf16"))[0]
-    assert losses != _trained(_config(steps=2))[0]
-    assert losses == pytest.approx(_trained(_config(steps=2))[0], rel=0.1)
+@pytest.mark.parametrize("suited", [True, False])
+def test_bf16_trains_as_well_and_is_taken_where_the_cpu_computes_in_it(monkeypatch, suited):
+    losses, exact = (_trained(_config(steps=2, precision=precision))[0] for precision in ("bf16", "fp32"))
+    assert losses != exact
+    assert losses == pytest.approx(exact, rel=0.1)
+    monkeypatch.setattr("model.fit.computes_in_bf16", lambda: suited)
+    assert _trained(_config(steps=2))[0] == (losses if suited else exact)
 
 
 def _background(first):

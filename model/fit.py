@@ -90,9 +90,9 @@ class FitConfig:
 
     def resolved(self) -> FitConfig:
         """The same with nothing left open. Raises FitError for a setting that has no meaning."""
-        for name, value, known in (("network", self.network, CONFIGS), ("recipe", self.recipe, RECIPES)):
-            if value not in known:
-                raise FitError(f"{name}: '{value}' is none of {', '.join(known)}")
+        for name, known in {"network": CONFIGS, "recipe": RECIPES, "precision": ("auto", "fp32", "bf16")}.items():
+            if getattr(self, name) not in known:
+                raise FitError(f"{name}: '{getattr(self, name)}' is none of {', '.join(known)}")
         full = replace(self, **{k: v for k, v in RECIPES[self.recipe].items() if getattr(self, k) is None})
         for name, least in {"patch_px": 1, **dict.fromkeys(RECIPES[self.recipe], 0), "steps": 1, "seed": 0}.items():
             if not least <= getattr(full, name) < math.inf:
@@ -167,6 +167,16 @@ def fit(
     return trainer.exported
 
 
+def arithmetic(config: FitConfig) -> tuple[torch.device, str]:
+    """The device that `fit` trains on in this process, and the precision, `fp32` or `bf16`, of the network there."""
+    if torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+        suited = has_bf16(device)
+    else:
+        device, suited = torch.device("cpu"), computes_in_bf16()
+    return device, config.precision if config.precision != "auto" else "bf16" if suited else "fp32"
+
+
 class _Trainer:
     """The weights, their average and the optimizer between two steps."""
 
@@ -178,10 +188,8 @@ class _Trainer:
         self.config = config
         self.step = 0
         self.processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        on_gpu = torch.cuda.is_available()
-        self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        suited = has_bf16(self.device) if on_gpu else computes_in_bf16()
-        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and suited)
+        self.device, precision = arithmetic(config)
+        self.bf16, on_gpu = precision == "bf16", self.device.type == "cuda"
         torch.manual_seed(config.seed)
         network = deepcopy(start) if start is not None else RefinementNetwork(CONFIGS[config.network])
         network = network.to(self.device, memory_format=torch.channels_last).requires_grad_(True)

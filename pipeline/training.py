@@ -15,7 +15,7 @@ import torch
 from model import checkpoint
 from model.augment import Augmentation
 from model.bundled import missing, resolve
-from model.fit import FitConfig, Moment, fit
+from model.fit import FitConfig, Moment, arithmetic, fit
 from model.hrnet import CONFIGS, RefinementNetwork
 from pipeline import storage
 from pipeline.bounds import check_bounds
@@ -250,6 +250,7 @@ def train(
     elif config.epochs is not None:
         fitting = replace(fitting, steps=math.ceil(config.epochs * make_batches().steps_per_epoch))
     val_set = validation_set(config.data, config.val_data)
+    device, precision = arithmetic(fitting)
     run = _Run(
         config=config,
         steps=fitting.steps,
@@ -261,7 +262,7 @@ def train(
         check=check,
         card={
             "network": fitting.network,
-            "recipe": asdict(fitting),
+            "recipe": asdict(fitting) | {"precision": precision},
             "data": [url.rstrip("/").split("/")[-1] for url in config.data],
             "patches": data.rows,
             "batch_size": world * config.batch_size,
@@ -273,7 +274,9 @@ def train(
         going_on = f"going on after step {course.step}" if course.step else "training"
         say(
             f"{going_on}: {fitting.network}, {fitting.steps} steps of {world} x {config.batch_size} patches,"
-            f" {data.rows} patches" + (f", {min(val_set.rows, config.val_patches)} to validate on" if val_set else "")
+            f" {data.rows} patches"
+            + (f", {min(val_set.rows, config.val_patches)} to validate on" if val_set else "")
+            + f"; on {device.type} in {precision}"
         )
     batches = partial(load_batches, make_batches, fitting.steps, config.loader_workers)
     try:

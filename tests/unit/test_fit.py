@@ -181,6 +181,7 @@ def _background(first):
             r"^step 2: the loss is nan at learning rate .*; lower the learning rate \(1e\+30\)$",
         ),
         (_config(network="unet"), _batches, "^network: 'unet' is none of hrnet18s_128, hrnet48_256$"),
+        (_config(precision="fp16"), _batches, "^precision: 'fp16' is none of auto, fp32, bf16$"),
         (_config(steps=0), _batches, "^steps: expected a number from 1, got 0$"),
         (_config(seed=-1), _batches, "^seed: expected a number from 0, got -1$"),
         (_config(ema_decay=1), _batches, "^ema_decay: expected a number below 1, got 1$"),

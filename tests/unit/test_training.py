@@ -17,7 +17,7 @@ import pytest
 from jobs import train as job
 from model import Refiner
 from model.augment import Augmentation
-from model.fit import FitConfig
+from model.fit import FitConfig, arithmetic
 from pipeline import storage
 from pipeline.config import parse
 from pipeline.flow.session import threads_of
@@ -90,6 +90,9 @@ def test_training_makes_the_loss_fall_and_its_weights_refine(data, tmp_path):
     assert lines[-1]["validation"]["patches"] == 16
     card = json.loads((tmp_path / "weights.json").read_text())
     assert card["validation"] == next(line for line in lines if line["step"] == card["trained_steps"])["validation"]
+    device, precision = arithmetic(FitConfig())
+    assert said[0].endswith(f", 16 to validate on; on {device.type} in {precision}")
+    assert card["recipe"]["precision"] == precision
     refiner = Refiner.from_checkpoint(str(tmp_path / "weights.safetensors"), batch_size=2)
     assert refiner.probabilities(edges(2, 5)[..., :4]).shape == (2, 32, 32)
     assert any("patches/s  eta" in line for line in said)

@@ -6,7 +6,8 @@ files --library--> entries, one instance each --named and checked--> json, one e
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,10 @@ from pipeline.conversion.entries import Entry, check_entry, is_empty
 from pipeline.conversion.image_list import ImageList, read_image_list
 from pipeline.formats import json_list
 from pipeline.outputs import check_apart
-from pipeline.records import InputError
+from pipeline.records import InputError, printable
+
+SHOWN = 20
+"""Categories that the job names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +61,17 @@ class Converted:
     images: int
     empty: int
     """Instances whose mask has no pixel."""
+    categories: Mapping[str, int]
+    """Instances of each category, called by its id and name; empty where no list tells names."""
 
     def __str__(self) -> str:
         empty = f" ({self.empty} of them without a mask)" if self.empty else ""
-        return f"wrote {self.output}: {self.instances} instances{empty} in {self.images} images"
+        wrote = f"wrote {self.output}: {self.instances} instances{empty} in {self.images} images"
+        if not self.categories:
+            return wrote
+        shown = [f"{printable(name)} ({count})" for name, count in [*self.categories.items()][:SHOWN]]
+        more = [f"{len(self.categories) - SHOWN} more"] if len(self.categories) > SHOWN else []
+        return f"{wrote}\ncategories: {', '.join(shown + more)}"
 
 
 def convert(config: ConvertConfig) -> Converted:
@@ -74,12 +85,14 @@ def convert(config: ConvertConfig) -> Converted:
     listed = read_image_list(config.image_list) if config.image_list is not None else ImageList()
     image_ids: dict[str, type] = {}
     counts = {"instances": 0, "empty": 0}
+    of_category: Counter[int] = Counter()
 
     def lines() -> Iterator[str]:
         for place, entry in _entries(config, listed):
             check_entry(place, entry)
             counts["instances"] += 1
             counts["empty"] += is_empty(entry)
+            of_category[entry["category_id"]] += 1
             image_id = entry["image_id"]
             if image_ids.setdefault(str(image_id), type(image_id)) is not type(image_id):
                 raise InputError(f"{place}: image_id {image_id!r}, expected numbers or text throughout")
@@ -90,7 +103,11 @@ def convert(config: ConvertConfig) -> Converted:
         if counts["instances"] == counts["empty"]:
             # Label files of models without masks have boxes that look like polygons of two points.
             raise InputError(f"{config.input}: expected instances with masks, found none")
-    return Converted(config.output, counts["instances"], len(image_ids), counts["empty"])
+    named = {
+        f"{category} {listed.categories.get(category, 'which is not listed')}".rstrip(): of_category[category]
+        for category in sorted(of_category if listed.categories else ())
+    }
+    return Converted(config.output, counts["instances"], len(image_ids), counts["empty"], named)
 
 
 def _entries(config: ConvertConfig, listed: ImageList) -> Iterator[tuple[str, Entry]]:

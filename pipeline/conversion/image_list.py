@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +29,8 @@ class ImageList:
     """By file name without folders and extension."""
     numbers: Mapping[int, int | str] = field(default_factory=dict)
     """The ids of images whose names are numbers, by these; of several with the same number none."""
-    categories: Sequence[int] = ()
-    """In the order of the file; empty where it has none."""
+    categories: Mapping[int, str] = field(default_factory=dict)
+    """Names by id, in the order of the file; empty where it has none."""
 
     def image_id(self, place: str, name: Any) -> Any:
         """The id of the image whose file name is `name`, without its extension; a number may have lost leading zeros.
@@ -52,7 +52,7 @@ class ImageList:
         if not 0 <= label < len(self.categories):
             known = f"0 to {len(self.categories) - 1} for the categories of {self.url}"
             raise InputError(f"{place}: label {label}, expected {known}")
-        return (sorted(self.categories) if ordered else self.categories)[label]
+        return (sorted(self.categories) if ordered else [*self.categories])[label]
 
 
 def read_image_list(url: str) -> ImageList:

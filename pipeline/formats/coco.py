@@ -226,8 +226,8 @@ def image_file_name(image: Mapping[str, Any]) -> str:
     return posixpath.join(*image["coco_url"].split("/")[-2:])
 
 
-def read_images(url: str) -> tuple[list[tuple[Any, str]], list[Any]]:
-    """Id and file name of every image that a COCO json lists, and the ids of its categories, if it has any.
+def read_images(url: str) -> tuple[list[tuple[Any, str]], dict[Any, str]]:
+    """Id and file name of every image that a COCO json lists, and the names of its categories by id, if it has any.
 
     InputError where it is no such json.
     """
@@ -235,9 +235,9 @@ def read_images(url: str) -> tuple[list[tuple[Any, str]], list[Any]]:
     try:
         content = json.loads(data)
         images = [(image["id"], image_file_name(image)) for image in content["images"]]
-        categories = [category["id"] for category in content.get("categories") or ()]
+        categories = {one["id"]: str(one.get("name", "")) for one in content.get("categories") or ()}
         # What has no hash, such as a list, is no id.
-        hash((*(image_id for image_id, _ in images), *categories))
+        hash(tuple(image_id for image_id, _ in images))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{url}: expected json: {error}") from None
     except (KeyError, TypeError, AttributeError):

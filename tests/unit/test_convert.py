@@ -324,6 +324,18 @@ def test_empty_masks_of_a_results_json_are_counted(tmp_path, masks):
     assert (found.instances, found.empty) == (3, 2)
 
 
+def test_the_job_names_the_categories_that_labels_have_become(tmp_path, masks):
+    categories = [{"id": 0, "name": "fish"}, {"id": 1, "name": "\neel"}, {"id": 5}]
+    listed = written(tmp_path / "images.json", {"images": [{"id": 7, "file_name": "a.jpg"}], "categories": categories})
+    labels = written(tmp_path / "preds" / "a.json", inferred(masks) | {"labels": [2, 0, 2]}).parent
+    output = str(tmp_path / "results.json")
+    config = ConvertConfig(input=str(labels), library="mmdetection", output=output, image_list=str(listed))
+    assert str(convert(config)).splitlines()[1] == "categories: 0 fish (1), 5 (2)"
+    passed_on = written(tmp_path / "segm.json", [coco_entry(mask, category_id=2 - i) for i, mask in enumerate(masks)])
+    config = ConvertConfig(input=str(passed_on), library="mmdetection", output=output, image_list=str(listed))
+    assert str(convert(config)).splitlines()[1] == "categories: 0 fish (1), 1 \\neel (1), 2 which is not listed (1)"
+
+
 def test_images_of_lvis_that_have_an_address_alone_are_listed(tmp_path, masks):
     images = [{"id": 139, "coco_url": "http://images.cocodataset.org/val2017/street.jpg"}]
     listed = written(tmp_path / "lvis.json", {"images": images, "categories": []})

@@ -21,7 +21,7 @@ from pipeline.bounds import check_bounds
 from pipeline.config import Format, with_absolute
 from pipeline.flow import map_blocks
 from pipeline.formats import Reader
-from pipeline.ground_truth import GroundTruth, Listing, TrueFrame, TruthRef, by_image, open_ground_truth
+from pipeline.ground_truth import GroundTruth, Listing, TrueFrame, TruthRef, open_ground_truth, paired
 from pipeline.guard import REASONS
 from pipeline.images import decode_image
 from pipeline.metrics import cityscapes_ap, matching
@@ -242,10 +242,10 @@ def _reader(config: EvaluateConfig, url: str, form: Format, kind: str | None) ->
 
 def _items(listed: Mapping[str, Sequence[FrameRef]], listing: Listing | None) -> tuple[list[Item], dict[str, str]]:
     """The images to measure, and what the dumps lack or have beyond them."""
-    by_key = {name: by_image(name, refs) for name, refs in listed.items()}
+    annotated, by_key = paired(listing.refs if listing else (), listed)
     if listing is not None:
-        keys = {ref.key: ref for ref in listing.refs}
-        files = {ref.key: ref.file_name for ref in listing.refs}
+        keys = {ref.key: ref for ref in annotated}
+        files = {ref.key: ref.file_name for ref in annotated}
     else:
         keys = dict.fromkeys(key for refs in by_key.values() for key in refs)
         files = {key: ref.file_name for refs in by_key.values() for key, ref in refs.items()}

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import posixpath
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import cv2
@@ -103,16 +104,39 @@ class GroundTruth(Protocol):
         """The objects of one image; InputError names the file and the annotation that is wrong."""
 
 
-def image_key(file_name: str) -> str:
-    """What an image is called everywhere: its name without folder, extension and Cityscapes' `_leftImg8bit`."""
-    return posixpath.splitext(posixpath.basename(file_name))[0].removesuffix(LEFT_IMAGE)
+def image_key(file_name: str, shared: Container[str] = ()) -> str:
+    """What an image is called everywhere: its name without folder, extension and Cityscapes' `_leftImg8bit`.
+
+    With its folder where the name is `shared` with images of other folders, as frames of videos are.
+    """
+    path = posixpath.splitext(file_name)[0].removesuffix(LEFT_IMAGE)
+    name = posixpath.basename(path)
+    return path if name in shared else name
 
 
-def by_image(name: str, refs: Iterable[FrameRef]) -> dict[str, FrameRef]:
-    """The frames of a dump by what their images are called; InputError with the dump's name where two are alike."""
+def _shared(file_names: Iterable[str]) -> set[str]:
+    """The names of images that several of these files have."""
+    return {name for name, times in Counter(map(image_key, file_names)).items() if times > 1}
+
+
+def paired(
+    truth: Sequence[TruthRef], dumps: Mapping[str, Sequence[FrameRef]]
+) -> tuple[list[TruthRef], dict[str, dict[str, FrameRef]]]:
+    """Annotated images, and the frames of each dump, under keys by which one finds the other.
+
+    InputError with the dump's name where two of its frames have one image.
+    """
+    shared = _shared(ref.file_name for ref in truth).union(
+        *(_shared(ref.file_name or ref.frame_id for ref in refs) for refs in dumps.values())
+    )
+    annotated = [replace(ref, key=image_key(ref.file_name, shared)) for ref in truth]
+    return annotated, {name: _by_image(name, refs, shared) for name, refs in dumps.items()}
+
+
+def _by_image(name: str, refs: Iterable[FrameRef], shared: Container[str]) -> dict[str, FrameRef]:
     found: dict[str, FrameRef] = {}
     for ref in refs:
-        key = image_key(ref.file_name or ref.frame_id)
+        key = image_key(ref.file_name or ref.frame_id, shared)
         if ref.positions and not ref.file_name:
             # An image_id of a json that is listed nowhere; another image may have this number as its name.
             key = f"image_id/{ref.frame_id}"
@@ -264,6 +288,7 @@ def read_instance_ids(url: str) -> np.ndarray:
 
 
 def _distinct(url: str, refs: list[TruthRef]) -> list[TruthRef]:
+    refs, _ = paired(refs, {})
     seen: dict[str, str] = {}
     for ref in refs:
         if ref.key in seen:

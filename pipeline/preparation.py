@@ -22,7 +22,7 @@ from pipeline import dump, patch_dataset, storage
 from pipeline.config import with_absolute
 from pipeline.flow import map_blocks, stopped_by_signals
 from pipeline.formats import Reader
-from pipeline.ground_truth import GroundTruth, TruthRef, by_image, open_ground_truth
+from pipeline.ground_truth import GroundTruth, TruthRef, open_ground_truth, paired
 from pipeline.identity import digest, image_versions, unchanged
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger, check_reached
@@ -146,17 +146,17 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Prepar
 
 def _items(config: PrepareConfig, refs: Sequence[TruthRef]) -> tuple[list[Item], Reader | None, str]:
     """The frames to cut, the reader of their predictions, and a line on images that lack one of the two."""
-    donors_of = [_donors(config, ref, refs) for ref in refs]
     if config.predictions is None:
-        return [Item(ref, None, donors) for ref, donors in zip(refs, donors_of)], None, ""
+        return [Item(ref, None, _donors(config, ref, refs)) for ref in refs], None, ""
     form = dump.input_format(config.predictions, config.format)
     image_list = config.image_list
     if form == "coco" and image_list is None and config.image_pattern is None and config.ground_truth.endswith(".json"):
         image_list = config.ground_truth
     # Predictions of a category that the ground truth lacks have no target, and are no reason to leave the others out.
     reader = dump.reader(config.predictions, config.images, form, image_list, config.image_pattern, any_category=True)
-    predicted = by_image(config.predictions, reader.list_frames({}))
-    items = [Item(ref, predicted.pop(ref.key), donors) for ref, donors in zip(refs, donors_of) if ref.key in predicted]
+    refs, found = paired(refs, {config.predictions: reader.list_frames({})})
+    predicted = found[config.predictions]
+    items = [Item(ref, predicted.pop(ref.key), _donors(config, ref, refs)) for ref in refs if ref.key in predicted]
     if not items:
         raise InputError(f"{config.predictions}: no image in common with {config.ground_truth}")
     missing = len(refs) - len(items)

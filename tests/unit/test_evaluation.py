@@ -101,6 +101,27 @@ def test_a_prediction_of_a_category_that_the_ground_truth_lacks_does_not_cost_th
     assert any("1 predictions" in note and "categor" in note for note in found.notes)
 
 
+def test_frames_of_videos_that_share_their_names_are_told_apart_by_their_folders(truth, refined):
+    settings = {"coarse": str(predict(truth)), "refined": str(refined)}
+    plain = _evaluate(truth, ground_truth=str(truth), **settings)
+    content = json.loads(truth.read_text())
+    for image in content["images"]:
+        video = truth.parent / "images" / f"video{image['id']}"
+        video.mkdir()
+        (truth.parent / "images" / image["file_name"]).rename(video / "00000.png")
+        image["file_name"] = f"video{image['id']}/00000.png"
+    truth.write_text(json.dumps(content))
+    # As text, since what there is none of is NaN.
+    assert str(_evaluate(truth, ground_truth=str(truth), **settings).overall) == str(plain.overall)
+    assert str(_evaluate(truth, image_list=str(truth), **settings).changes) == str(plain.changes)
+    content["images"], content["annotations"] = content["images"][:1], content["annotations"][:2]
+    one = truth.with_name("one.json")
+    one.write_text(json.dumps(content))
+    found = _evaluate(truth, ground_truth=str(one), image_list=str(truth), **settings)
+    assert (found.frames, found.aside) == (1, {})
+    assert math.isclose(found.overall["refined"]["AP50"], 1)
+
+
 def test_an_image_id_that_is_not_listed_is_not_taken_for_the_image_whose_name_is_that_number(truth):
     content = json.loads(truth.read_text())
     image = content["images"][0]

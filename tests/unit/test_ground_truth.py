@@ -97,9 +97,16 @@ def test_an_annotation_of_an_unlisted_image_is_refused(tmp_path):
         open_ground_truth(url, str(tmp_path)).list_frames()
 
 
-def test_two_images_of_one_name_are_refused(tmp_path):
-    images = [{"id": i, "file_name": f"{i}/b.jpg", "width": 6, "height": 5} for i in range(2)]
-    with pytest.raises(InputError, match=r"two images are called b: 0/b\.jpg and 1/b\.jpg"):
+def test_images_of_one_name_are_called_by_their_folders_too(tmp_path):
+    names = ("0/b.jpg", "1/b.jpg", "1/c.jpg")
+    images = [{"id": i, "file_name": name, "width": 6, "height": 5} for i, name in enumerate(names)]
+    refs = open_ground_truth(_coco(tmp_path, [], images), str(tmp_path)).list_frames().refs
+    assert [ref.key for ref in refs] == ["0/b", "1/b", "c"]
+
+
+def test_two_images_of_one_name_in_one_folder_are_refused(tmp_path):
+    images = [{"id": i, "file_name": f"0/b.{i}", "width": 6, "height": 5} for i in range(2)]
+    with pytest.raises(InputError, match=r"two images are called 0/b: 0/b\.0 and 0/b\.1"):
         open_ground_truth(_coco(tmp_path, [], images), str(tmp_path)).list_frames()
 
 

@@ -195,14 +195,29 @@ def test_an_output_that_holds_the_predictions_is_refused(truth, tmp_path):
         _prepare(truth, truth.parent, predictions=str(predict(truth)))
 
 
-def test_predictions_of_two_images_of_one_name_are_refused(truth, tmp_path):
-    results = predict(truth)
-    images = json.loads(truth.read_text())["images"]
-    listed = tmp_path / "images.json"
-    listed.write_text(json.dumps({"images": [*images, {"id": 99, "file_name": "b/frame0.png"}]}))
-    results.write_text(json.dumps([*(e := json.loads(results.read_text())), e[0] | {"image_id": 99}]))
+@pytest.fixture
+def with_another(truth, tmp_path):
+    """Prepares with a prediction of another image, of a given file name, beside the others."""
+
+    def prepared(file_name: str):
+        results = predict(truth)
+        images = json.loads(truth.read_text())["images"]
+        listed = tmp_path / "images.json"
+        listed.write_text(json.dumps({"images": [*images, {"id": 99, "file_name": file_name}]}))
+        results.write_text(json.dumps([*(e := json.loads(results.read_text())), e[0] | {"image_id": 99}]))
+        return _prepare(truth, tmp_path / "out", predictions=str(results), image_list=str(listed))
+
+    return prepared
+
+
+def test_two_frames_of_one_image_are_refused(with_another):
     with pytest.raises(InputError, match="two frames are called frame0: 1, 99"):
-        _prepare(truth, tmp_path / "out", predictions=str(results), image_list=str(listed))
+        with_another("frame0.png")
+
+
+def test_a_prediction_of_an_image_of_the_same_name_in_another_folder_is_told_apart(with_another):
+    done = with_another("b/frame0.png")
+    assert (done.frames, done.aside, done.unpaired) == (4, {}, "0 images without predictions, 1 without ground truth")
 
 
 def test_what_has_changed_is_cut_again_and_what_is_gone_is_taken_out(truth, tmp_path):

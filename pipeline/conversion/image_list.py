@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.formats.coco import read_images
 from pipeline.records import InputError
+
+Name = TypeVar("Name", str, int)
 
 LONGEST_NUMBER = 100
 """Digits of a file name that may be a number."""
@@ -26,7 +28,7 @@ class ImageList:
 
     url: str = ""
     ids: Mapping[str, int | str] = field(default_factory=dict)
-    """By file name without folders and extension."""
+    """By file name without folders and extension; of several with the same name none."""
     numbers: Mapping[int, int | str] = field(default_factory=dict)
     """The ids of images whose names are numbers, by these; of several with the same number none."""
     categories: Mapping[int, str] = field(default_factory=dict)
@@ -35,7 +37,7 @@ class ImageList:
     def image_id(self, place: str, name: Any) -> Any:
         """The id of the image whose file name is `name`, without its extension; a number may have lost leading zeros.
 
-        InputError names `place` where the list does not have the image.
+        InputError names `place` where the list does not have the image, or several of this name.
         """
         if not self.url:
             return name
@@ -43,7 +45,7 @@ class ImageList:
             return self.ids[str(name)]
         if name in self.numbers:
             return self.numbers[int(name)]
-        raise InputError(f"{place}: image {name!r}, expected one that {self.url} lists")
+        raise InputError(f"{place}: image {name!r}, expected one that {self.url} lists, and under a name of its own")
 
     def category(self, place: str, label: Any, ordered: bool = False) -> Any:
         """The category of a model's label, counted from 0 in the order of the file, or of the ids where `ordered`."""
@@ -59,12 +61,12 @@ def read_image_list(url: str) -> ImageList:
     """The images and categories of a COCO json, annotations or not. InputError where it is none."""
     images, categories = read_images(url)
     ids = [(stem(name), image_id) for image_id, name in images]
-    names = dict(ids)
-    if len(names) != len(ids):
-        raise InputError(f"{url}: expected images whose file names differ without folders and extension")
     if not all(type(one) is int for one in categories):
         raise InputError(f"{url}: expected whole numbers as ids of categories")
     numbered = [(int(name), image_id) for name, image_id in ids if name.isdecimal() and len(name) <= LONGEST_NUMBER]
-    times = Counter(number for number, _ in numbered)
-    numbers = {number: image_id for number, image_id in numbered if times[number] == 1}
-    return ImageList(url, names, numbers, categories)
+    return ImageList(url, _told_apart(ids), _told_apart(numbered), categories)
+
+
+def _told_apart(ids: Sequence[tuple[Name, int | str]]) -> dict[Name, int | str]:
+    times = Counter(name for name, _ in ids)
+    return {name: image_id for name, image_id in ids if times[name] == 1}

@@ -344,6 +344,17 @@ def test_images_of_lvis_that_have_an_address_alone_are_listed(tmp_path, masks):
     assert {entry["image_id"] for entry in found} == {139}
 
 
+def test_a_list_of_images_that_share_names_serves_where_images_go_by_their_ids(tmp_path, masks):
+    images = [{"id": i, "file_name": f"video{i}/street.jpg"} for i in (139, 7)]
+    listed = written(tmp_path / "images.json", {"images": images, "categories": [{"id": 30}]})
+    source = tmp_path / "instances_predictions.pth"
+    torch.save([{"image_id": 139, "instances": [coco_entry(masks[0], category_id=0)]}], source)
+    assert converted(tmp_path, "detectron2", source, image_list=str(listed))[0]["category_id"] == 30
+    written(tmp_path / "preds" / "street.json", inferred(masks))
+    with pytest.raises(InputError, match=r"street\.json: image 'street', expected one that .* under a name of its own"):
+        converted(tmp_path, "mmdetection", tmp_path / "preds", image_list=str(listed))
+
+
 def test_images_and_labels_that_the_list_does_not_have_are_named(tmp_path, masks, image_list):
     written(tmp_path / "preds" / "other.json", inferred(masks))
     with pytest.raises(InputError, match=r"other\.json: image 'other', expected one that .*images\.json lists"):

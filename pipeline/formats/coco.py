@@ -269,7 +269,11 @@ def _instance(number: int, frame_id: str, data: bytes, width: int, height: int) 
         raise InputError(f"expected a whole number as category_id, found {category!r:.40}")
     if type(score) not in (int, float) or not abs(score) <= sys.float_info.max:
         raise InputError(f"expected a finite number as score, found {score!r:.40}")
-    mask, origin = rle.of_segmentation(entry.get("segmentation"), width, height)
+    segmentation = entry.get("segmentation")
+    # Tools that make polygons of masks write none for a mask without pixels.
+    mask, origin = np.zeros((0, 0), bool), (0, 0)
+    if segmentation != []:
+        mask, origin = rle.of_segmentation(segmentation, width, height)
     extra = {key: value for key, value in entry.items() if key not in _REWRITTEN}
     if "score" not in entry:
         extra["score"] = None

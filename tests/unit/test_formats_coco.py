@@ -283,6 +283,12 @@ def test_a_bad_entry_is_named_with_its_number(tmp_path, other, message):
         list(reader.read(refs[1], WIDTH, HEIGHT))
 
 
+def test_an_entry_without_polygons_has_a_mask_without_pixels(tmp_path):
+    reader = reader_of(tmp_path, [entry(1), entry(1) | {"segmentation": []}])
+    first, second = reader.read(reader.list_frames()[0], WIDTH, HEIGHT)
+    assert (first.area > 0, second.area, second.mask.shape) == (True, 0, (0, 0))
+
+
 def test_a_file_that_changed_after_it_was_listed_is_noticed(tmp_path):
     reader = reader_of(tmp_path, [entry(1), entry(2)])
     refs = reader.list_frames()

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pycocotools import mask as rle
 
 from pipeline.config import RefineConfig
 from pipeline.conversion import ConvertConfig, convert
+from pipeline.formats.coco import CocoReader
 from pipeline.predictions import frame_of_masks, write_frames
 from pipeline.records import FRAME_SCHEMA, InputError
 from pipeline.run import run
@@ -154,3 +157,100 @@ def test_the_largest_mask_of_a_refined_dump_is_decoded(refined):
         ),
     )
     assert (int(mask.sum()), file_name, *mask.shape) == row
+
+
+def recipe(title: str) -> list[str]:
+    """The Python blocks below a heading of the page on other libraries."""
+    section = (ROOT / "docs" / "libraries.md").read_text().split(f"## {title}", 1)[1].split("\n## ", 1)[0]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+
+
+@pytest.fixture
+def elsewhere(dump, tmp_path, monkeypatch):
+    """Works in another folder; (name, masks) of every frame of the dump that has objects."""
+    monkeypatch.chdir(tmp_path)
+    return [(f"frame_{number:03d}", masks) for number, masks in enumerate(dump.masks) if masks]
+
+
+def run_lengths(mask: np.ndarray) -> dict:
+    return {"size": [*mask.shape], "counts": rle.encode(np.asfortranarray(mask))["counts"].decode()}
+
+
+def test_annotations_go_out_and_come_back_with_their_ids_and_crowds(dump, elsewhere, checkpoint_path):
+    images = [{"id": number, "file_name": f"{name}.png"} for number, (name, _) in enumerate(elsewhere)]
+    objects = [
+        {"id": 10 + number, "image_id": number, "category_id": 2, "segmentation": run_lengths(masks[0]), "iscrowd": 0}
+        for number, (_, masks) in enumerate(elsewhere)
+    ]
+    crowd = objects[0] | {"id": 99, "iscrowd": 1}
+    categories = [{"id": 2, "name": "a"}]
+    data = {"images": images, "categories": categories, "annotations": [crowd, *objects]}
+    Path("instances.json").write_text(json.dumps(data))
+    there, back = recipe("Annotations")
+    names: dict = {}
+    exec(there, names)
+    config = RefineConfig(
+        predictions="results.json",
+        images=str(dump.root / "images"),
+        image_list="instances.json",
+        output="refined",
+        checkpoint=str(checkpoint_path),
+        local=True,
+    )
+    assert run(config, log=lambda line: None).quarantined == {}
+    exec(back, names)
+    after = json.loads(Path("instances_refined.json").read_text())
+    assert (after["images"], after["categories"]) == (images, categories)
+    assert [one["id"] for one in after["annotations"]] == [*(one["id"] for one in objects), 99]
+    assert after["annotations"][-1] == crowd
+
+
+def test_masks_of_sam_become_entries_with_their_keys(dump, elsewhere):
+    Path("masks").mkdir()
+    for name, masks in elsewhere:
+        found = [{"segmentation": run_lengths(one), "predicted_iou": 0.5, "stability_score": 0.75} for one in masks]
+        (Path("masks") / f"{name}.json").write_text(json.dumps(found))
+    exec(recipe("Run lengths by image")[0], {})
+    reader = CocoReader("results.json", str(dump.root / "images"), image_pattern="{image_id}.png")
+    for ref, (name, masks) in zip(reader.list_frames(), elsewhere, strict=True):
+        instances = list(reader.read(ref, *masks[0].shape[::-1]))
+        assert ref.file_name == f"{name}.png"
+        assert [(one.score, one.area, one.extra["stability_score"]) for one in instances] == [
+            (0.5, np.count_nonzero(mask), 0.75) for mask in masks
+        ]
+
+
+def test_things_of_a_panoptic_png_are_the_objects_of_their_image(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ids = np.zeros((20, 30), int)
+    ids[:5], ids[6:9, 3:8], ids[12:, 20:] = 70_001, 300, 66_000
+    (tmp_path / "panoptic").mkdir()
+    for name, image in (("a", ids), ("b", np.where(ids == 70_001, ids, 0))):
+        # OpenCV writes blue first: the last of the three digits to the base of 256.
+        cv2.imwrite(f"panoptic/{name}.png", np.stack([image >> 16, image >> 8 & 255, image & 255], 2).astype(np.uint8))
+    stuff = {"id": 70_001, "category_id": 7}
+    things = [{"id": 300, "category_id": 3}, {"id": 66_000, "category_id": 4}]
+    panoptic = {
+        "images": [{"id": 5, "file_name": "a.jpg"}, {"id": 6, "file_name": "b.jpg"}],
+        "annotations": [
+            {"image_id": 5, "file_name": "a.png", "segments_info": [stuff, *things]},
+            {"image_id": 6, "file_name": "b.png", "segments_info": [stuff]},
+        ],
+        "categories": [{"id": number, "isthing": int(number < 7)} for number in (3, 4, 7)],
+    }
+    Path("panoptic.json").write_text(json.dumps(panoptic))
+    names: dict = {}
+    whole, of_video = recipe("An image of ids")
+    exec(whole, names)
+    first, second = pq.read_table("frames.parquet").to_pylist()
+    assert (first["file_name"], second["file_name"], second["instances"]) == ("a.jpg", "b.jpg", [])
+    mask_of = example("open_refined_parquet").mask_of
+    found = [(one["category_id"], mask_of(one)) for one in first["instances"]]
+    assert [category for category, _ in found] == [3, 4]
+    assert all(np.array_equal(mask, ids == one["id"]) for (_, mask), one in zip(found, things))
+    Path("bear").mkdir()
+    Path("panoptic/a.png").rename("bear/00000.png")
+    exec(of_video, names)
+    assert [one.area for one in names["frame"].instances] == [
+        np.count_nonzero(ids == one) for one in (300, 66_000, 70_001)
+    ]

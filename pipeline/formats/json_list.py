@@ -30,8 +30,9 @@ def scan(url: str) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
     with storage.open_read(url) as file:
         text = _Text(url, file)
         text.skip(BYTE_ORDER_MARK)
-        if text.next() != "[":
-            raise text.error("a list [...] at the top level")
+        if (first := text.next()) != "[":
+            of_data_set = " (of a COCO data set, its annotations alone)" if first == "{" else ""
+            raise text.error(f"a list [...] at the top level{of_data_set}")
         text.at += 1
         if text.next() == "]":
             text.at += 1

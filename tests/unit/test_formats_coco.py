@@ -231,7 +231,7 @@ WHOLE = json.dumps([entry(1, 0), entry(2, 2)]).encode()
     ("text", "message"),
     [
         (b"", r"byte 0: expected a list \[...\] at the top level, the file ends"),
-        (b'{"annotations": []}', r"byte 0: expected a list"),
+        (b'{"annotations": []}', r"byte 0: expected a list .* \(of a COCO data set, its annotations alone\), found '{"),
         (b"[1, 2]", r"byte 1: expected an object"),
         (b"[", r"byte 1: expected an object {...}, the file ends"),
         (WHOLE[:-1], rf"byte {len(WHOLE) - 1}: expected a comma or the end of the list, the file ends"),

@@ -220,7 +220,7 @@ def test_masks_of_sam_become_entries_with_their_keys(dump, elsewhere):
         ]
 
 
-def test_things_of_a_panoptic_png_are_the_objects_of_their_image(tmp_path, monkeypatch):
+def test_things_of_a_panoptic_png_and_numbers_of_an_indexed_one_are_the_objects_of_their_image(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ids = np.zeros((20, 30), int)
     ids[:5], ids[6:9, 3:8], ids[12:, 20:] = 70_001, 300, 66_000
@@ -248,9 +248,13 @@ def test_things_of_a_panoptic_png_are_the_objects_of_their_image(tmp_path, monke
     found = [(one["category_id"], mask_of(one)) for one in first["instances"]]
     assert [category for category, _ in found] == [3, 4]
     assert all(np.array_equal(mask, ids == one["id"]) for (_, mask), one in zip(found, things))
+    image = pytest.importorskip("PIL.Image")
     Path("bear").mkdir()
-    Path("panoptic/a.png").rename("bear/00000.png")
+    numbers = np.searchsorted([0, 300, 66_000, 70_001], ids).astype(np.uint8)
+    indexed = image.fromarray(numbers, "P")
+    indexed.putpalette([0, 0, 0, 0, 0, 128, 128, 0, 0, 0, 128, 0])
+    indexed.save("bear/00000.png")
     exec(of_video, names)
-    assert [one.area for one in names["frame"].instances] == [
-        np.count_nonzero(ids == one) for one in (300, 66_000, 70_001)
+    assert [(one.category_id, one.area) for one in names["frame"].instances] == [
+        (number, np.count_nonzero(numbers == number)) for number in (1, 2, 3)
     ]

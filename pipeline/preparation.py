@@ -70,6 +70,9 @@ class Prepared:
             f"patches      {rows} ({', '.join(f'{n} {split}' for split, n in counts.items())}),"
             f" {self.card['bytes'] / 1e3 / max(rows, 1):.2f} MB per 1000",
         ]
+        if not rows and not self.aside:
+            why = "every object is a crowd (iscrowd), or has no prediction of its class that overlaps it by half"
+            lines.append(f"nothing cut  {why}")
         if self.removed:
             lines.append(f"removed      {self.removed} frames of an earlier run")
         if self.unpaired:

@@ -58,6 +58,8 @@ def test_patches_of_predictions_show_image_prediction_and_truth_at_their_box(tru
 def test_predictions_without_a_truth_of_their_class_are_left_out(truth, tmp_path):
     prepared = _prepare(truth, tmp_path / "out", predictions=str(predict(truth, category=2)))
     assert prepared.card["patches"] == {"train": 0, "val": 0}
+    assert "nothing cut  every object is a crowd (iscrowd), or has no prediction of its class" in str(prepared)
+    assert "nothing cut" not in str(_prepare(truth, tmp_path / "other", predictions=str(predict(truth))))
 
 
 def test_predictions_that_overlap_their_truth_by_half_or_less_are_left_out(truth, tmp_path):

@@ -43,8 +43,9 @@ def entries(url: str, listed: ImageList, threshold: float) -> Iterator[tuple[str
 
 def _arrays(file: str, output: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     try:
-        labels, scores, masks = (output[name].numpy() for name in ("labels", "scores", "masks"))
-    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError):  # RuntimeError: one that needs a gradient
+        # A model that was called outside of torch.no_grad() gives tensors that want a gradient.
+        labels, scores, masks = (output[name].detach().numpy() for name in ("labels", "scores", "masks"))
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError):
         raise InputError(f"{file}: {SHAPES}") from None
     if masks.ndim == 4 and masks.shape[1] == 1:
         masks = masks[:, 0]

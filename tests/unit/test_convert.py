@@ -224,6 +224,14 @@ def test_outputs_of_torchvision_are_cut_at_the_threshold(tmp_path, masks):
     assert all(decoded(entry).all() for entry in full)
 
 
+def test_outputs_of_torchvision_that_still_want_a_gradient_are_converted(tmp_path, masks):
+    output = torchvision_output(masks)
+    torch.save(output | {name: output[name].requires_grad_() for name in ("scores", "masks")}, tmp_path / "street.pt")
+    found = converted(tmp_path, "torchvision", tmp_path / "street.pt")
+    assert [entry["score"] for entry in found] == [0.5, 0.25, 0.125]
+    assert all(np.array_equal(decoded(entry), mask) for entry, mask in zip(found, masks, strict=True))
+
+
 BOX = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1.0}
 GOOD = BOX | {"segmentation": {"size": [1, 1], "counts": "01"}}
 

@@ -176,15 +176,18 @@ def run_lengths(mask: np.ndarray) -> dict:
     return {"size": [*mask.shape], "counts": rle.encode(np.asfortranarray(mask))["counts"].decode()}
 
 
-def test_annotations_go_out_and_come_back_with_their_ids_and_crowds(dump, elsewhere, checkpoint_path):
+def test_annotations_go_out_and_come_back_with_their_ids_crowds_and_those_of_frames_set_aside(
+    dump, elsewhere, checkpoint_path
+):
     images = [{"id": number, "file_name": f"{name}.png"} for number, (name, _) in enumerate(elsewhere)]
     objects = [
         {"id": 10 + number, "image_id": number, "category_id": 2, "segmentation": run_lengths(masks[0]), "iscrowd": 0}
         for number, (_, masks) in enumerate(elsewhere)
     ]
-    crowd = objects[0] | {"id": 99, "iscrowd": 1}
+    crowd, missing = objects[0] | {"id": 99, "iscrowd": 1}, objects[0] | {"id": 98, "image_id": 97}
+    images.append({"id": 97, "file_name": "missing.png"})
     categories = [{"id": 2, "name": "a"}]
-    data = {"images": images, "categories": categories, "annotations": [crowd, *objects]}
+    data = {"images": images, "categories": categories, "annotations": [crowd, missing, *objects]}
     Path("instances.json").write_text(json.dumps(data))
     there, back = recipe("Annotations")
     names: dict = {}
@@ -197,12 +200,13 @@ def test_annotations_go_out_and_come_back_with_their_ids_and_crowds(dump, elsewh
         checkpoint=str(checkpoint_path),
         local=True,
     )
-    assert run(config, log=lambda line: None).quarantined == {}
+    assert run(config, log=lambda line: None).quarantined.keys() == {"97"}
     exec(back, names)
     after = json.loads(Path("instances_refined.json").read_text())
     assert (after["images"], after["categories"]) == (images, categories)
-    assert [one["id"] for one in after["annotations"]] == [*(one["id"] for one in objects), 99]
-    assert after["annotations"][-1] == crowd
+    assert after["annotations"][:2] == [crowd, missing]
+    assert [one["id"] for one in after["annotations"][2:]] == [one["id"] for one in objects]
+    assert all("status" in one for one in after["annotations"][2:])
 
 
 def test_masks_of_sam_become_entries_with_their_keys(dump, elsewhere):

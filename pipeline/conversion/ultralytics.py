@@ -47,8 +47,11 @@ def _of_labels(url: str, listed: ImageList, images: str | None) -> Iterator[tupl
     found: dict[str, list[str]] = {}
     for path in storage.find(images, IMAGES):
         found.setdefault(stem(path), []).append(path)
+    seen: dict[str, str] = {}
     for path in files:
         file, name = inside(url, path), stem(path)
+        if (first := seen.setdefault(name, path)) != path:
+            raise InputError(f"{file}: expected one file for each image, {first} has the same name")
         if len(found.get(name, ())) != 1:
             known = " and ".join(found.get(name, ())) or "none"
             raise InputError(f"{file}: expected one image named {name} below {images}, found {known}")

@@ -312,6 +312,14 @@ def test_a_wrong_label_line_is_named(tmp_path, images, text, line):
         converted(tmp_path, "ultralytics", tmp_path / "labels", images=images)
 
 
+def test_label_files_of_two_runs_on_one_image_are_refused(tmp_path, masks, images):
+    for run in ("predict", "predict2"):
+        written(tmp_path / "runs" / run / "labels" / "street.txt", label_line(5, masks[0]))
+    message = r"predict2/labels/street\.txt: expected one file for each image, predict/labels/street\.txt has the same"
+    with pytest.raises(InputError, match=message):
+        converted(tmp_path, "ultralytics", tmp_path / "runs", images=images)
+
+
 def test_a_label_file_without_image_is_named(tmp_path, images):
     written(tmp_path / "labels" / "other.txt", "0 0.1 0.1 0.2 0.2 0.3 0.3")
     with pytest.raises(InputError, match=r"other\.txt: expected one image named other below .*, found none"):

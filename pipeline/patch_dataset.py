@@ -34,6 +34,9 @@ CARD = "card.json"
 
 _SHARD = re.compile(rf"({'|'.join(SPLITS)})/(?P<name>[0-9a-f]{{16}})-\d{{3,}}\.parquet")
 
+_PIXELS, _DIGEST = ("image", "coarse", "target"), b"content_sha256"
+"""What is learned from, and what a shard's footer calls the digest of it."""
+
 PATCH_SCHEMA = pa.schema(
     [
         ("image", pa.binary()),
@@ -95,9 +98,11 @@ def write_shards(output: str, tables: Mapping[str, pa.Table], name: str) -> None
     """Write the rows of each split, at most SHARD_ROWS to a shard, under a name."""
     for split, table in tables.items():
         for number, start in enumerate(range(0, len(table), SHARD_ROWS)):
-            buffer = pa.BufferOutputStream()
+            rows, buffer = table.slice(start, SHARD_ROWS), pa.BufferOutputStream()
+            content = hashlib.sha256(b"".join(value for name in _PIXELS for value in rows[name].to_pylist()))
+            rows = rows.replace_schema_metadata({_DIGEST: content.hexdigest()})
             # PNGs and packed bits do not get smaller.
-            pq.write_table(table.slice(start, SHARD_ROWS), buffer, compression="none", row_group_size=512)
+            pq.write_table(rows, buffer, compression="none", row_group_size=512)
             storage.put(storage.join(output, f"{split}/{name}-{number:03d}.parquet"), buffer.getvalue().to_pybytes())
 
 
@@ -118,8 +123,8 @@ class Shard:
 
     url: str
     rows: int
-    bytes: int
-    """What its columns take."""
+    digest: str
+    """Of its images and masks, as its footer has it."""
 
 
 class PatchDataset:
@@ -161,8 +166,8 @@ class PatchDataset:
 
     @property
     def fingerprint(self) -> str:
-        """Differs where patches were cut again: 16 digits of the names and sizes of all shards."""
-        shards = "\n".join(f"{shard.url} {shard.rows} {shard.bytes}" for shard in self.shards)
+        """Differs where patches were cut again: 16 digits of the names and contents of all shards."""
+        shards = "\n".join(f"{shard.url} {shard.rows} {shard.digest}" for shard in self.shards)
         return hashlib.sha256(shards.encode()).hexdigest()[:16]
 
     def iterate(self, batch_size: int, rank: int = 0, world: int = 1, limit: int | None = None) -> Iterator[np.ndarray]:
@@ -196,13 +201,13 @@ def _inspect(url: str) -> tuple[Shard, int]:
             if file.schema_arrow != PATCH_SCHEMA:
                 raise InputError(f"{url}: expected the columns {', '.join(PATCH_SCHEMA.names)} of a patch data set")
             sides = file.read_row_group(0, columns=["side"], use_threads=False)["side"].unique().to_pylist()
-            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+            digest = (file.schema_arrow.metadata or {}).get(_DIGEST, b"").decode()
+            rows = file.metadata.num_rows
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{url}: not a Parquet file ({' '.join(str(error).split())})") from None
     if len(sides) != 1 or not 0 < (sides[0] or 0) <= MAX_PATCH_PX:
         raise InputError(f"{url}: patches of sides {sides}, expected one side from 1 to {MAX_PATCH_PX}")
-    shard = Shard(url, sum(group.num_rows for group in groups), sum(group.total_byte_size for group in groups))
-    return shard, sides[0]
+    return Shard(url, rows, digest), sides[0]
 
 
 def _rows(url: str) -> pa.Table:
@@ -221,7 +226,7 @@ def _rows(url: str) -> pa.Table:
     return table.combine_chunks()
 
 
-_READ = ["image", "coarse", "target", "frame_id", "instance_id", "side"]
+_READ = [*_PIXELS, "frame_id", "instance_id", "side"]
 
 
 class PatchBatches:

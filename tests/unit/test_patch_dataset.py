@@ -57,6 +57,14 @@ def test_patches_that_were_cut_again_give_another_fingerprint(dataset):
     assert PatchDataset(data.urls, "train").fingerprint != data.fingerprint
 
 
+def test_a_corrected_target_gives_another_fingerprint_though_no_file_has_another_size(dataset):
+    data, patches = dataset
+    corrected = patches[20:40].copy()
+    corrected[3, 5, 7, 4] ^= 1
+    write_shards(data.urls[0], {"train": pack(corrected, _keys(20))}, "01")
+    assert PatchDataset(data.urls, "train").fingerprint != data.fingerprint
+
+
 def test_an_epoch_shows_every_patch_once_and_each_epoch_in_another_order(dataset, monkeypatch):
     monkeypatch.setattr(patch_dataset, "WINDOW_ROWS", 60)
     batches = PatchBatches(dataset[0], 8, 0, PLAIN, 32)

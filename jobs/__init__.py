@@ -35,7 +35,7 @@ def ended(job: Callable[[], int], *also: type[Exception], interrupted: str = "in
     """
     try:
         status = job()
-        sys.stdout.flush()  # later, at the interpreter's end, a reader that has gone would be a traceback
+        print(end="", flush=True)  # later, at the interpreter's end, a reader that has gone would be a traceback
         return status
     except (InputError, CheckpointError, UnsupportedError, OSError, *also) as error:
         if unread(error):

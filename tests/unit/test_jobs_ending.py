@@ -23,6 +23,12 @@ def test_a_job_ends_with_the_status_that_it_returns(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_a_job_that_is_started_without_a_standard_output_ends_as_it_does_with_one(monkeypatch):
+    """As by some schedulers, or with `>&-`."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert ended(lambda: 3) == 3
+
+
 @pytest.mark.parametrize("kind", [InputError, CheckpointError, UnsupportedError, OSError])
 def test_what_was_expected_is_one_line_without_secrets(kind, capsys):
     assert ended(_raising(kind("https://host/a?sig=s3cr3t: expected an image"))) == 1

@@ -167,13 +167,14 @@ class CityscapesWriter:
             base = base_path(frame)
             folder = posixpath.dirname(base)
             names = self._png_names(frame, posixpath.basename(base))
-            lines = []
+            # Before anything is written: where the list's name is too long, the PNGs' may still do.
+            listed, lines = self._listed_pngs(base), []
             for instance, name in zip(frame.instances, names):
                 png = encode_png(instance.mask, instance.origin, frame.width, frame.height)
                 storage.put(writable(self.output, posixpath.join(folder, name)), png)
                 lines.append(f"{name} {instance.category_id} {float(instance.score)!r}\n")
             # Before the list is replaced: a run killed in between finds them in it again.
-            for path in self._listed_pngs(base) - {posixpath.normpath(posixpath.join(folder, name)) for name in names}:
+            for path in listed - {posixpath.normpath(posixpath.join(folder, name)) for name in names}:
                 storage.remove(writable(self.output, path))
             storage.put(writable(self.output, base + PRED), "".join(lines).encode())
         return ""

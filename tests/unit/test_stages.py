@@ -153,12 +153,15 @@ def test_a_store_that_fails_is_no_fault_of_a_frame():
 
 
 def test_a_name_too_long_to_be_written_is_the_fault_of_its_frame(tmp_path):
-    names = "a", "x" * 245, "y" * 251
-    works = [Work(name, Frame(name, f"{name}.jpg", 5, 5, []), file_name=f"{name}.jpg") for name in names]
-    first, second, third = commit(works, CityscapesWriter(str(tmp_path)))
-    assert (first.error, second.error) == ("", "")
-    assert "File name too long" in third.error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_pred.txt", f"{'x' * 245}_pred.txt"]
+    # With 247 characters the list's name is too long, that of the PNG is not.
+    names, mask = ("a", "x" * 245, "y" * 247, "z" * 251), np.ones((5, 5), bool)
+    frames = [Frame(name, f"{name}.jpg", 5, 5, [Instance("0", 24, 0.9, mask)]) for name in names]
+    works = [Work(frame.frame_id, frame, file_name=frame.file_name) for frame in frames]
+    receipts = commit(works, CityscapesWriter(str(tmp_path)))
+    assert [receipt.error for receipt in receipts[:2]] == ["", ""]
+    assert all("File name too long" in receipt.error for receipt in receipts[2:])
+    left = {f"{name}{ending}" for name in names[:2] for ending in ("_000.png", "_pred.txt")}
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 def test_assembly_replaces_the_mask_and_says_what_changed(tmp_path, image):

@@ -20,6 +20,7 @@ from pipeline.flow.session import (
     Placement,
     alive_nodes,
     alone_without,
+    cluster_named,
     labelled,
     may_grow,
     network_pool,
@@ -86,7 +87,7 @@ def check(config: CheckConfig) -> Report:
                 arithmetic = run.network_of(settled)().arithmetic
                 checks.append(Check("device", "ok", f"this machine runs the network ({arithmetic})"))
     with _finding("cluster", checks):
-        if not settled.local and (settled.cluster or os.environ.get("RAY_ADDRESS")):
+        if not settled.local and (settled.cluster or cluster_named()):
             grows = may_grow()
             with ray_session():
                 nodes = alive_nodes()

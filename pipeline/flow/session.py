@@ -137,11 +137,16 @@ def alive_nodes() -> list[dict[str, Any]]:
     ]
 
 
+def cluster_named() -> bool:
+    """Whether RAY_ADDRESS names a cluster to join; `local` asks for one on this machine, as there is without it."""
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
+
+
 def may_grow() -> bool:
     """Whether `ray_cluster` joins a cluster, to which machines may come; not where it starts one on this machine."""
     import ray
 
-    return ray.is_initialized() or bool(os.environ.get("RAY_ADDRESS"))
+    return ray.is_initialized() or cluster_named()
 
 
 def alone_without(kind: str) -> InputError:
@@ -157,7 +162,7 @@ def ray_cluster(**settings: Any) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if not os.environ.get("RAY_ADDRESS"):
+    if not cluster_named():
         settings |= {"address": "local", "include_dashboard": False}
     ray.init(logging_level=logging.ERROR, **settings)
     try:

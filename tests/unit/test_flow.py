@@ -376,8 +376,9 @@ def test_the_network_is_loaded_for_the_device_that_was_asked_for(monkeypatch, ch
     assert load_refiner(str(checkpoint_path), "fp32", 2, "torch", "auto", "cpu").device.type == "cpu"
 
 
-def test_a_gpu_is_not_waited_for_where_ray_runs_on_this_machine_alone(monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+@pytest.mark.parametrize("address", ["", "local"])
+def test_a_gpu_is_not_waited_for_where_ray_runs_on_this_machine_alone(monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(on_ray, "ray_session", nullcontext)
     monkeypatch.setattr(on_ray, "alive_nodes", lambda: [{"Resources": {"CPU": 2.0}, "Labels": {}}])
     with pytest.raises(InputError, match="no GPU on this machine, on which Ray runs alone: expected a cluster by"):

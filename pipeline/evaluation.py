@@ -33,6 +33,7 @@ from pipeline.metrics.oracle import DISTANCES_PX, oracle
 from pipeline.metrics.overlap import best_truths, iou_matrix
 from pipeline.progress import Progress
 from pipeline.records import Frame, FrameRef, InputError, Instance, fault
+from pipeline.stores import AwayError
 
 COARSE, REFINED = "coarse", "refined"
 
@@ -271,6 +272,8 @@ def _measure_block(items: Sequence[Item], meter: Meter) -> Tally:
     for item in items:
         try:
             tallies.append(_measure(item, meter))
+        except AwayError:
+            raise
         except Exception as error:  # one frame must never stop the others
             tallies.append(Tally(aside={item.key: fault(item.file_name, error)}))
     return Tally.merge(tallies, meter.gallery)

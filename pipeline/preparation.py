@@ -29,6 +29,7 @@ from pipeline.ledger import Ledger, check_reached
 from pipeline.outputs import check_apart
 from pipeline.progress import Progress
 from pipeline.records import InputError, fault, printable
+from pipeline.stores import AwayError
 from pipeline.training_patches import (
     MIN_IOU,
     Cut,
@@ -226,6 +227,8 @@ def _names(items: Sequence[Item], cutter: Cutter) -> list[tuple[str, list[str]]]
             frame = cutter.truth.read(item.truth)
             pairs = pairs_to_cut(item, read_predictions(item, cutter, frame), frame)
             found.append((item.truth.key, [name for name, _, _ in pairs]))
+        except AwayError:
+            raise
         except InputError:  # cutting will meet it again, and set the frame aside
             continue
     return found
@@ -241,6 +244,8 @@ def _cut_block(items: Sequence[Item], cutter: Cutter) -> list[Receipt]:
         started, cut, error = time.perf_counter(), Cut(), ""
         try:
             cut = cut_frame(item, cutter)
+        except AwayError:
+            raise
         except Exception as problem:  # one frame must never stop the others
             error = fault(item.truth.file_name, problem)
         if not error and cut.keys:

@@ -20,6 +20,7 @@ from pipeline.limits import LimitsConfig
 from pipeline.patches import crop, paste
 from pipeline.proposals import PATCH_PX, boundary_strength, propose
 from pipeline.records import Frame, FrameRef, InputError, Instance, cut_to_box
+from pipeline.stores import AwayError
 from pipeline.work import Receipt, Work
 
 if TYPE_CHECKING:  # torch stays out of the processes that only cut and paste
@@ -112,7 +113,7 @@ def extract(
 ) -> tuple[Work, np.ndarray]:
     """Read one frame and cut its patches (N, P, P, 4) uint8. Whatever is wrong with it becomes `Work.error`.
 
-    A frame with more than IN_PIECES patches has none here.
+    Raises AwayError where its store is what fails. A frame with more than IN_PIECES patches has none here.
     """
     work = Work(ref.frame_id, file_name=ref.file_name)
     patches = cutting.no_patches
@@ -127,6 +128,8 @@ def extract(
                 patches = crop_all(image, instances, work.boxes, cutting)
             work.identity = reader.identity(ref, instances)
             work.frame = Frame(ref.frame_id, ref.file_name, width, height, instances)
+        except AwayError:
+            raise
         except Exception as error:  # one frame must never stop the others
             work.set_aside(error)
     return work, patches
@@ -189,7 +192,10 @@ def _refined_by(work: Work, refiner: Refiner, places: int) -> None:
 def refine_in_pieces(
     work: Work, refiner: Refiner, images: str, cutting: Cutting, guard: GuardConfig, limits: LimitsConfig
 ) -> None:
-    """Refine and reassemble a frame whose patches did not travel, about IN_PIECES of them at a time."""
+    """Refine and reassemble a frame whose patches did not travel, about IN_PIECES of them at a time.
+
+    Raises AwayError where its store is what fails.
+    """
     work.open()
     frame = work.frame
     if frame is None:
@@ -205,6 +211,8 @@ def refine_in_pieces(
                 probabilities = _probabilities(image, instances, boxes, refiner, cutting)
             with work.timed("assemble"):
                 _settle(frame, instances, boxes, probabilities, guard)
+    except AwayError:
+        raise
     except Exception as error:  # one frame must never stop the others
         work.set_aside(error)
     _refined_by(work, refiner, refiner.places - before)
@@ -289,8 +297,8 @@ def _replace(
 def commit(works: Sequence[Work], writer: Writer) -> list[Receipt]:
     """Write the finished frames of one block and say what became of each; frames set aside write nothing.
 
-    An OSError is the store's and ends the run, unless it is about the length of a frame's own name; whatever else goes
-    wrong sets aside the frame that it goes wrong with.
+    An OSError or AwayError is the store's and ends the run, unless it is about the length of a frame's own name;
+    whatever else goes wrong sets aside the frame that it goes wrong with.
     """
     started, written = time.perf_counter(), storage.traffic["written"]
     good = [work for work in works if work.frame is not None]
@@ -298,7 +306,7 @@ def commit(works: Sequence[Work], writer: Writer) -> list[Receipt]:
     try:
         part = writer.commit([work.frame for work in good if work.frame is not None]) if good else ""
     except Exception as error:
-        if isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG:
+        if isinstance(error, AwayError) or (isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG):
             raise
         if len(works) > 1:
             return [receipt for work in works for receipt in commit([work], writer)]

@@ -29,6 +29,8 @@ _SAID_SECONDS = 10.0
 
 _STATUS = {408, 425, 429, 500, 502, 503, 504}
 _CODES = ("ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown", "Throttl", "TooManyRequests")
+_UNKNOWN_TO_IT = ("AuthenticationFailed", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed")
+"""Codes by which a store refuses who asks, and not only what is asked for."""
 _ERRNO = {
     errno.EBUSY,
     errno.ECONNABORTED,
@@ -59,7 +61,14 @@ _said = float("-inf")
 
 
 class StoreError(OSError):
-    """A file could not be written or removed, or a store has failed for longer than it is asked again."""
+    """A file could not be written or removed."""
+
+
+class AwayError(InputError):
+    """A file could not be read of which nobody knows what is wrong with it, if anything.
+
+    Its store has failed for longer than it is asked again, or does not accept the credentials any more.
+    """
 
 
 def patience_s() -> float:
@@ -151,7 +160,7 @@ def asked(url: str, call: Callable[[], _Result], *, reading: bool, again: bool =
 
     With `again` False it is made once, as where only a part of a call was lost.
     FileNotFoundError and FileExistsError pass through. All else that does not pass becomes one line that names the URL:
-    InputError, or StoreError where `reading` is False.
+    InputError (AwayError where it is no matter of the one file), or StoreError where `reading` is False.
     """
     started, wait = time.monotonic(), 0.2
     while True:
@@ -174,7 +183,8 @@ def _give_up(url: str, error: Exception, after_s: float | None, reading: bool) -
         raise error
     reason = describe(error) + (f"; tried for {after_s:.0f} s" if after_s is not None else "")
     if reading:
-        raise InputError(f"{url}: cannot be read ({reason})") from None
+        away = after_s is not None or any(_has_code(cause, _UNKNOWN_TO_IT) for cause in _causes(error))
+        raise (AwayError if away else InputError)(f"{url}: cannot be read ({reason})") from None
     raise StoreError(redacted(f"{url}: cannot be written ({reason})")) from None
 
 
@@ -197,7 +207,7 @@ def is_transient(error: BaseException) -> bool:
     if any(kind.__name__ in _KINDS for cause in causes for kind in type(cause).__mro__):
         return True
     if status := [found for cause in causes if (found := _status(cause)) is not None]:
-        return any(code in _STATUS for code in status) or any(_has_code(cause) for cause in causes)
+        return any(code in _STATUS for code in status) or any(_has_code(cause, _CODES) for cause in causes)
     if isinstance(error, (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)):
         return False
     return any(
@@ -228,7 +238,7 @@ def _status(error: BaseException) -> int | None:
         return None
 
 
-def _has_code(error: BaseException) -> bool:
+def _has_code(error: BaseException, codes: tuple[str, ...]) -> bool:
     response = getattr(error, "response", None)
     code = response.get("Error", {}).get("Code", "") if isinstance(response, dict) else ""
-    return any(known in str(code) for known in _CODES)
+    return any(known in str(code) for known in codes)

@@ -18,6 +18,7 @@ from pipeline.formats.mask_png import decode_png, encode_png, largest_png
 from pipeline.formats.png_owners import owners_of, shared
 from pipeline.identity import digest
 from pipeline.records import Frame, FrameRef, InputError, Instance
+from pipeline.stores import AwayError
 
 PRED = "_pred.txt"
 LARGEST_LIST = 64 << 20
@@ -141,6 +142,8 @@ class CityscapesReader:
                     own = not name.lower().endswith(".png") or owners_of(posixpath.basename(name), (stem,))
                     if told and not own and storage.exists(url):
                         raise InputError(f"{name} is named after another image, expected {stem}*.png")
+                except AwayError:
+                    raise
                 except InputError as error:
                     raise InputError(f"{file}:{number}: {error}") from None
                 mask, origin = decode_png(url, storage.read(url), width, height)

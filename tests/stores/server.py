@@ -122,6 +122,20 @@ def s3_app() -> _App:
     return DomainDispatcherApplication(create_backend_app)
 
 
+def denying(status: str, code: str, instead_of: _App | None = None, only: str = "") -> _App:
+    """A store that refuses all; or, in place of another, requests of files whose method and path contain a text."""
+
+    def answer(environ: _Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if instead_of and only not in f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}":
+            return instead_of(environ, start_response)
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        body = f"<Error><Code>{code}</Code><Message>{code}, says the store</Message></Error>".encode()
+        start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+        return [body]
+
+    return answer
+
+
 def files_app(folder: Path) -> _App:
     """A web server of the files below a folder."""
 

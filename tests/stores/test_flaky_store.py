@@ -4,8 +4,8 @@ import pytest
 
 from pipeline import storage, stores
 from pipeline.records import InputError
-from pipeline.stores import StoreError
-from tests.stores.server import FAULTS
+from pipeline.stores import AwayError, StoreError
+from tests.stores.server import FAULTS, denying
 
 pytestmark = pytest.mark.slow
 
@@ -56,9 +56,9 @@ def test_a_store_that_stays_away_is_given_up_with_one_line_that_names_the_file(s
     storage.put(f"{bucket}/x", b"x")
     url = f"{bucket}/x"
     calls = [
-        (InputError, "read", lambda: storage.read(url)),
-        (InputError, "read", lambda: storage.exists(url)),
-        (InputError, "read", lambda: storage.find(bucket, ("x",))),
+        (AwayError, "read", lambda: storage.read(url)),
+        (AwayError, "read", lambda: storage.exists(url)),
+        (AwayError, "read", lambda: storage.find(bucket, ("x",))),
         (StoreError, "written", lambda: storage.put(url, b"y")),
         (StoreError, "written", lambda: storage.remove(url)),
     ]
@@ -83,20 +83,21 @@ def test_what_no_repetition_would_change_is_asked_once(s3, bucket):
 
 
 def test_access_that_is_denied_is_told_at_once(s3, bucket, monkeypatch):
-    monkeypatch.setattr(s3, "app", _denying)
+    monkeypatch.setattr(s3, "app", denying("403 Forbidden", "AccessDenied"))
     started = time.monotonic()
-    with pytest.raises(InputError, match=r"/x: cannot be read \(.*Denied"):
+    with pytest.raises(InputError, match=r"/x: cannot be read \(.*Denied") as denied:
         storage.read(f"{bucket}/x")
+    assert denied.type is InputError, "others may be read"
     with pytest.raises(StoreError, match=r"/x: cannot be written \(.*Denied"):
         storage.put(f"{bucket}/x", b"")
     assert time.monotonic() - started < 5
 
 
-def _denying(environ, start_response):
-    environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-    body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
-    start_response("403 Forbidden", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
-    return [body]
+@pytest.mark.parametrize(("status", "code"), [("400 Bad Request", "ExpiredToken"), ("403 No", "InvalidAccessKeyId")])
+def test_credentials_that_are_not_accepted_are_no_matter_of_one_file(s3, bucket, monkeypatch, status, code):
+    monkeypatch.setattr(s3, "app", denying(status, code))
+    with pytest.raises(AwayError, match=rf"/x: cannot be read \(.*{code}"):
+        storage.read(f"{bucket}/x")
 
 
 def test_a_file_created_though_the_answer_was_lost_counts_as_created(s3, bucket):

@@ -25,6 +25,7 @@ from pipeline.training import prepare as prepare_training
 from pipeline.training_patches import PrepareConfig
 from tests.dumps import make_dump, tree
 from tests.stores.conftest import objects, upload
+from tests.stores.server import denying
 from tests.truths import make_truth, predict
 from tests.unit.test_training import settings as training_settings
 from tests.unit.test_training import write_edges
@@ -129,6 +130,20 @@ def test_a_run_whose_store_goes_away_for_long_ends_with_one_line_and_goes_on_lat
     assert "Traceback" not in done.stderr
     assert not _quiet(config).quarantined
     assert objects(f"{bucket}/out") == expected["cityscapes"]
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_run_whose_credentials_expire_ends_instead_of_setting_the_other_frames_aside(
+    s3, bucket, dump, checkpoint_path, expected, monkeypatch, local
+):
+    config = _on_s3(dump, bucket, "coco", checkpoint_path, local=local)
+    name = f"GET /{bucket.removeprefix('s3://')}/in/images/frame_002"
+    with monkeypatch.context() as patch:
+        patch.setattr(s3, "app", denying("400 Bad Request", "ExpiredToken", s3.app, only=name))
+        with pytest.raises(InputError, match=r"frame_002.png: cannot be read \(.*ExpiredToken"):
+            _quiet(config)
+    assert not _quiet(config).quarantined
+    assert objects(f"{bucket}/out") == expected["coco"]
 
 
 def test_images_of_a_web_server_and_predictions_on_s3_go_together(

@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import cv2
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from pipeline.limits import LimitsConfig
 from pipeline.patches import crop, paste
 from pipeline.records import Frame, FrameRef, Instance, cut_to_box
 from pipeline.stages import Cutting, assemble, commit, cut, extract, refine, refine_in_pieces
+from pipeline.stores import AwayError
 from pipeline.work import Work
 from tests.conftest import golden_cases, random_patches, seeded_network
 
@@ -70,6 +73,16 @@ def test_whatever_is_wrong_with_a_frame_becomes_its_error(tmp_path, image, ref, 
     assert message in work.error
     assert work.frame is None
     assert len(patches) == 0
+
+
+def test_a_store_that_gives_nothing_is_no_fault_of_the_frame_that_is_read(tmp_path, image, monkeypatch):
+    with pytest.raises(AwayError, match="away"):
+        extract(FrameRef("x", "x.png"), _Reader(AwayError("away")), str(tmp_path), CUTTING, GUARD)
+    monkeypatch.setattr(stages, "IN_PIECES", 1)
+    work, _ = extract(FrameRef("x", "x.png"), _Reader(), str(tmp_path), CUTTING, GUARD)
+    monkeypatch.setattr(stages, "decode_image", Mock(side_effect=AwayError("away")))
+    with pytest.raises(AwayError, match="away"):
+        refine_in_pieces(work, Refiner(seeded_network(), device="cpu"), str(tmp_path), CUTTING, GUARD, LimitsConfig())
 
 
 def test_frames_share_batches_and_get_their_own_probabilities_back():
@@ -143,13 +156,10 @@ def test_of_a_block_that_cannot_be_written_only_the_frame_that_is_the_cause_is_s
     assert [receipt.error for receipt in receipts] == ["", "b.png: ZeroDivisionError: odd", ""]
 
 
-def test_a_store_that_fails_is_no_fault_of_a_frame():
-    class Writer:
-        def commit(self, frames):
-            raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        commit([Work("a", Frame("a", "a.png", 5, 5, []))], Writer())
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), AwayError("s3://b/a: cannot be read")])
+def test_a_store_that_fails_is_no_fault_of_a_frame(error):
+    with pytest.raises(type(error), match=r"No space left|cannot be read"):
+        commit([Work(name, Frame(name, "a.png", 5, 5, [])) for name in "ab"], Mock(commit=Mock(side_effect=error)))
 
 
 def test_a_name_too_long_to_be_written_is_the_fault_of_its_frame(tmp_path):

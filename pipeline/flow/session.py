@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -164,6 +165,9 @@ def ray_cluster(**settings: Any) -> Iterator[None]:
         return
     if not cluster_named():
         settings |= {"address": "local", "include_dashboard": False}
+        if not os.access(os.path.expanduser("~"), os.W_OK):
+            # Ray would keep the token of its sessions there.
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
     ray.init(logging_level=logging.ERROR, **settings)
     try:
         yield

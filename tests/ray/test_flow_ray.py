@@ -1,5 +1,8 @@
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -174,3 +177,22 @@ def test_a_run_for_which_others_leave_no_room_says_so(occupied, tmp_path, checkp
     )
     with pytest.raises(InputError, match=r"no progress .*: the machines may have no room beside other work, see `ray"):
         refine_dump(config, log=lambda _: None)
+
+
+def test_a_run_that_starts_ray_needs_no_home(tmp_path, checkpoint_path):
+    dump = make_dump(tmp_path / "dump", frames=2).root
+    (tmp_path / "file").touch()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    given = {"predictions": dump / "cityscapes", "images": dump / "images", "checkpoint": checkpoint_path}
+    done = subprocess.run(
+        [
+            *(sys.executable, str(Path(__file__).parents[2] / "jobs" / "refine.py"), f"--output={tmp_path / 'out'}"),
+            *(f"--{name}={path}" for name, path in given.items()),
+        ],
+        env={**environment, "HOME": str(tmp_path / "file" / "home")},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 refined now" in done.stdout

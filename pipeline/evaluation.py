@@ -31,6 +31,7 @@ from pipeline.metrics.changes import changed_pixels, changes
 from pipeline.metrics.matching import COCO, LVIS, Rules
 from pipeline.metrics.oracle import DISTANCES_PX, oracle
 from pipeline.metrics.overlap import best_truths, iou_matrix
+from pipeline.outputs import check_kept
 from pipeline.progress import Progress
 from pipeline.records import Frame, FrameRef, InputError, Instance, fault
 from pipeline.stores import AwayError
@@ -191,6 +192,8 @@ class Outcome:
 def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Outcome:
     """Measure one or two dumps; raises InputError where nothing can be measured at all."""
     started = time.monotonic()
+    if config.output:
+        check_kept(config.output)
     config = with_absolute(config, "images", "coarse", "refined", "ground_truth", "image_list", "output")
     storage.check_folder(config.images)
     if config.output and storage.exists(config.output) and not storage.is_dir(config.output):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from uuid import uuid4
 
 from pipeline import storage
@@ -15,6 +16,19 @@ def check_apart(output: str, source: str) -> None:
     """
     if storage.contains(source, output) or storage.contains(output, source):
         raise InputError(f"{output}: expected an output apart from {source}")
+
+
+def check_kept(output: str) -> None:
+    """Raise InputError where an output lies in the copy of the working directory that Ray makes of a submitted job.
+
+    Ray removes it later, and makes another one when a file in it has changed.
+    """
+    path = storage.absolute(output)
+    if os.path.isabs(path) and "/runtime_resources/working_dir_files/" in path:
+        raise InputError(
+            f"{output}: is below the working directory that Ray unpacks for a job, and removes later; expected an"
+            " absolute path or the URL of a store"
+        )
 
 
 def check_writable(url: str) -> None:

@@ -26,7 +26,7 @@ from pipeline.ground_truth import GroundTruth, TruthRef, open_ground_truth, pair
 from pipeline.identity import digest, image_versions, unchanged
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger, check_reached
-from pipeline.outputs import check_apart
+from pipeline.outputs import check_apart, check_kept
 from pipeline.progress import Progress
 from pipeline.records import InputError, fault, printable
 from pipeline.stores import AwayError
@@ -92,6 +92,7 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Prepar
     changed since an earlier run on the output are cut again, those that are gone taken out.
     """
     started = time.monotonic()
+    check_kept(config.output)
     config = with_absolute(config, "ground_truth", "images", "output", "predictions", "image_list")
     if config.predictions is not None:
         check_apart(config.output, config.predictions)

@@ -24,7 +24,7 @@ from pipeline.formats.parts import PartError, damaged, sweep
 from pipeline.incremental import Difference, compare
 from pipeline.lease import Lease
 from pipeline.ledger import Ledger
-from pipeline.outputs import check_apart
+from pipeline.outputs import check_apart, check_kept
 from pipeline.progress import Progress, Summary
 from pipeline.records import FrameRef, InputError
 from pipeline.redaction import redacted
@@ -239,6 +239,7 @@ def _blocks_of_receipts(
 
 def absolute(config: RefineConfig) -> RefineConfig:
     """The same settings with paths that mean the same in every process."""
+    check_kept(config.output)
     checkpoint = resolve(config.checkpoint)
     if not storage.exists(checkpoint):
         raise InputError(missing(config.checkpoint))

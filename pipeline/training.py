@@ -21,6 +21,7 @@ from pipeline import storage
 from pipeline.bounds import check_bounds
 from pipeline.config import MAX_BATCH
 from pipeline.lease import Lease
+from pipeline.outputs import check_kept
 from pipeline.patch_dataset import PatchBatches, PatchDataset
 from pipeline.records import InputError
 from pipeline.training_data import Validation, gathered, load_batches, place, validation_set
@@ -146,6 +147,7 @@ def prepare(config: TrainConfig) -> Prepared | None:
     Raises InputError, CheckpointError, FitError or OSError.
     """
     fitting = config.fit.resolved()
+    check_kept(config.output)
     config = replace(
         config,
         data=tuple(map(storage.absolute, config.data)),

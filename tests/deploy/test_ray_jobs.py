@@ -85,6 +85,18 @@ def test_a_failing_job_fails_the_submission_and_says_why_in_one_line(head, tmp_p
 
 
 @pytest.mark.slow
+def test_a_job_refuses_an_output_in_the_folder_that_ray_removes(head, tmp_path):
+    dump = make_dump(tmp_path / "dump", frames=1).root
+    given = f"--predictions {dump}/cityscapes --images {dump}/images"
+    submitted = head.submit(
+        f"python jobs/check.py {given} --output refined || python jobs/refine.py {given} --output refined"
+    )
+    assert submitted.returncode != 0
+    says = "refined: is below the working directory that Ray unpacks for a job, and removes later"
+    assert _log(submitted.stdout).count(says) == 2
+
+
+@pytest.mark.slow
 def test_a_submission_id_lets_only_one_job_through(head):
     name = f"--submission-id=refine-{uuid.uuid4().hex}"
     assert head.submit("true", name).returncode == 0

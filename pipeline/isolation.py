@@ -107,12 +107,15 @@ class Isolated:
             self._socket, theirs = socket.socketpair()
             for end in self._socket, theirs:
                 end.settimeout(None)  # others may have set a default, which would keep either from waiting
-            command = [sys.executable, "-m", "pipeline.isolation", str(theirs.fileno()), str(self.memory_bytes or 0)]
-            path = os.pathsep.join(entry for entry in sys.path if entry)
-            environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+            # By `-m` it would look for the package in the working directory first, which may have one of that name.
+            path = f"import sys; sys.path[:] = {[str(entry) for entry in sys.path]!r}"
+            serve = f"import pipeline.isolation; pipeline.isolation._serve({theirs.fileno()}, {self.memory_bytes or 0})"
             with theirs:
                 self._process = subprocess.Popen(
-                    command, pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL
+                    [sys.executable, "-c", f"{path}; {serve}"],
+                    pass_fds=[theirs.fileno()],
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    stdin=subprocess.DEVNULL,
                 )
             _send(self._socket, _pickled((_prepare, (module,))))
             _receive(self._socket)
@@ -242,7 +245,3 @@ def _end_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]))

@@ -57,6 +57,13 @@ def _killed_once(marker):
     return "alive"
 
 
+def test_a_child_has_the_modules_of_its_parent_and_not_those_of_the_working_directory(child, tmp_path, monkeypatch):
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "__init__.py").write_text("raise ImportError")
+    monkeypatch.chdir(tmp_path)
+    assert child.call(_returned, 1) == 1
+
+
 def test_a_call_returns_what_the_function_returns_from_another_process(child):
     assert child.call(os.getpid) not in (os.getpid(), 0)
     assert np.array_equal(child.call(np.add, np.arange(3), 1), [1, 2, 3])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -115,3 +116,12 @@ def test_a_submitted_job_takes_code_weights_pins_and_settings_along_and_nothing_
     assert "model/weights/hrnet18s_128.safetensors" in names
     assert not [name for name in names if "__pycache__" in name or "cluster" in name]
     assert package.stat().st_size < 20e6
+
+
+def test_settings_go_along_by_either_ending_of_yaml(tmp_path):
+    (tmp_path / "work").mkdir()
+    for name in ("nightly.yaml", "nightly.yml", "cluster.yaml", "mkdocs.yml", "notes.txt"):
+        (tmp_path / "work" / name).touch()
+    shutil.copy(ROOT / ".rayignore", tmp_path / "work")
+    create_package(str(tmp_path / "work"), tmp_path / "package.zip", include_gitignore=True)
+    assert sorted(zipfile.ZipFile(tmp_path / "package.zip").namelist()) == ["nightly.yaml", "nightly.yml"]

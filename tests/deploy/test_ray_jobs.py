@@ -106,6 +106,14 @@ def test_a_submission_id_lets_only_one_job_through(head):
     assert "already exists" in again.stdout
 
 
+@pytest.mark.slow
+def test_a_job_that_was_stopped_leaves_its_submission_with_0(head):
+    name = f"refine-{uuid.uuid4().hex}"
+    submitted = head.submit(f"ray job stop --address {head.address} {name}; sleep 60", f"--submission-id={name}")
+    assert submitted.returncode == 0
+    assert "was stopped" in submitted.stdout
+
+
 def test_a_submitted_job_takes_code_weights_pins_and_settings_along_and_nothing_else(tmp_path):
     package = tmp_path / "package.zip"
     create_package(str(ROOT), package, include_gitignore=True)

@@ -76,7 +76,7 @@ class Lease:
     def held_by_another(self) -> str:
         """Who is writing the output now, as far as heartbeats tell; empty where nobody is."""
         holder = self._read()
-        alive = holder and not _is_dead_here(holder) and _age(holder) <= DEAD_SECONDS
+        alive = holder and not _is_dead_here(holder) and _beats(holder)
         return self._refusal(holder) if holder and alive else ""
 
     def _acquire(self) -> None:
@@ -84,8 +84,8 @@ class Lease:
         self.taken_over = holder is not None
         if refusal := self.held_by_another():
             raise InputError(refusal)
-        if holder and not _is_dead_here(holder) and holder.get("host") != socket.gethostname():
-            # Its clock may differ: what counts is whether it still beats.
+        if holder and not _is_dead_here(holder):
+            # Its clock may differ, or this one was set: what counts is whether it still beats.
             time.sleep(1.5 * HEARTBEAT_SECONDS)
         with storage.locked(self.root):
             now = self._read()
@@ -149,6 +149,12 @@ class Lease:
                     storage.put(self.url, self._content())
             except Exception:  # a store that fails for a moment; when it does for long, another run takes over
                 continue
+
+
+def _beats(holder: dict[str, Any]) -> bool:
+    """Whether the holder has renewed its lease of late; one far ahead of this clock may be of any time."""
+    heartbeat = holder.get("heartbeat")
+    return isinstance(heartbeat, int | float) and abs(time.time() - heartbeat) <= DEAD_SECONDS
 
 
 def _age(holder: dict[str, Any]) -> float:

@@ -47,19 +47,22 @@ def test_a_lease_is_given_back_at_the_end_also_of_a_run_that_failed(output):
         assert not second.taken_over
 
 
-def test_the_lease_of_a_run_without_a_heartbeat_is_taken_over(output, monkeypatch):
+@pytest.mark.parametrize("age", [DEAD_SECONDS + 1, -3600])
+def test_the_lease_of_a_run_without_a_heartbeat_is_taken_over_also_where_its_clock_was_ahead(output, monkeypatch, age):
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.02)
-    _held(output, age=DEAD_SECONDS + 1)
+    _held(output, age=age)
     with Lease(output) as mine:
         assert _holder(output)["run_id"] == mine.run_id
         assert mine.taken_over
 
 
-def test_a_run_whose_clock_is_behind_is_not_taken_for_dead(output, monkeypatch):
+@pytest.mark.parametrize("host", ["elsewhere", os.uname().nodename])
+@pytest.mark.parametrize("age", [2 * DEAD_SECONDS, -3600])
+def test_a_run_whose_clock_differs_is_not_taken_for_dead(output, monkeypatch, age, host):
     monkeypatch.setattr(lease, "HEARTBEAT_SECONDS", 0.02)
-    _held(output, age=2 * DEAD_SECONDS)
-    monkeypatch.setattr(lease.time, "sleep", lambda seconds: _held(output, age=2 * DEAD_SECONDS - 1))
-    with pytest.raises(InputError, match="run other on host elsewhere, pid 7"), Lease(output):
+    _held(output, age=age, host=host)
+    monkeypatch.setattr(lease.time, "sleep", lambda seconds: _held(output, age=age - 1, host=host))
+    with pytest.raises(InputError, match=f"run other on host {host}, pid 7"), Lease(output):
         pass
 
 

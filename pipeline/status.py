@@ -145,7 +145,7 @@ class StatusReader:
     """Reads the state of an output again and again, and of its ledger only what is new."""
 
     def __init__(self, output: str) -> None:
-        self.output = storage.absolute(output).rstrip("/")
+        self.output = storage.absolute(output)
         self.root = f"{self.output}/_ledger"
         self._forget()
 

@@ -58,9 +58,11 @@ def join(root: str, relative: str) -> str:
 
 
 def absolute(url: str) -> str:
-    """A local path made absolute, so that it means the same in every process; any other URL as it is."""
+    """A local path made absolute, so that it means the same in every process; a URL without slashes at its end."""
     fs, path = open_store(url)
-    return os.path.abspath(path) if stores.is_local(fs) else url
+    if stores.is_local(fs):
+        return os.path.abspath(path)
+    return url.rstrip("/") if path.strip("/") else url
 
 
 def exists(url: str) -> bool:

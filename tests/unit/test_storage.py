@@ -56,6 +56,12 @@ def test_a_missing_file_or_folder_is_named(root):
         storage.find(f"{root}/nowhere", (".png",))
 
 
+@pytest.mark.parametrize("url", ["memory://bucket/images", "relative/images"])
+def test_a_folder_is_the_same_with_and_without_a_slash_at_its_end(url):
+    assert storage.absolute(f"{url}/") == storage.absolute(url)
+    assert storage.absolute("memory://") == "memory://"
+
+
 @pytest.mark.parametrize("relative", ["../x.png", "/etc/passwd", "a/../../x", "..\\x.png", "", "s3://b/x", "a\0b"])
 def test_a_path_that_leaves_its_folder_is_refused(relative):
     with pytest.raises(InputError, match="expected a path that stays below"):

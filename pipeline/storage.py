@@ -335,7 +335,7 @@ def open_write(url: str) -> Iterator[IO[bytes]]:
     fs, path = open_store(url)
     if not stores.is_local(fs):
         upload = Upload(
-            fs,
+            stores.for_pieces(fs),
             path,
             UPLOAD_BYTES if stores.takes_pieces(fs) else math.inf,
             lambda data: put(url, data),

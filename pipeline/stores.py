@@ -28,7 +28,10 @@ _IN_PIECES_ATTEMPTS = 6
 _SAID_SECONDS = 10.0
 
 _STATUS = {408, 425, 429, 500, 502, 503, 504}
-_CODES = ("ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown", "Throttl", "TooManyRequests")
+_CODES = (
+    *("ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "SlowDown", "Throttl", "TooManyRequests"),
+    "XAmzContentSHA256Mismatch",  # of a body that was damaged on its way
+)
 _UNKNOWN_TO_IT = ("AuthenticationFailed", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed")
 """Codes by which a store refuses who asks, and not only what is asked for."""
 _ERRNO = {
@@ -102,7 +105,8 @@ def open_store(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         from s3fs.core import set_custom_error_handler
 
         set_custom_error_handler(is_transient)
-        fs.retries = _IN_PIECES_ATTEMPTS
+        # Its own repetitions, two layers deep where it reads, would multiply those of `asked` and outlast `patience_s`.
+        fs.retries = 1
         # With more it asks for the size of every file before it reads it.
         fs.max_concurrency = 1
     return fs, path
@@ -115,6 +119,15 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
 def takes_pieces(fs: fsspec.AbstractFileSystem) -> bool:
     """Whether a file can be sent in pieces and left uncommitted."""
     return bool({"s3", "gs"} & {*_protocols(fs)})
+
+
+def for_pieces(fs: fsspec.AbstractFileSystem) -> fsspec.AbstractFileSystem:
+    """The same store for a file that is sent in pieces: it makes a request for one again by itself, where it can."""
+    if "s3" not in _protocols(fs):
+        return fs
+    own = type(fs)(*fs.storage_args, **fs.storage_options, skip_instance_cache=True)
+    own.retries, own.max_concurrency = _IN_PIECES_ATTEMPTS, fs.max_concurrency
+    return own
 
 
 def _protocols(fs: fsspec.AbstractFileSystem) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -181,6 +182,9 @@ def ray_session() -> Iterator[None]:
     import ray
 
     joined = ray.is_initialized()
+    if joined:
+        # Actors of an earlier run of this process, above all of one that failed, keep their CPUs until it is collected.
+        gc.collect()
     # A starting Ray puts its own handler in the place of ours.
     with ray_cluster(), nullcontext() if joined else stopped_by_signals():
         yield

@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import pytest
 from pipeline import dump as forms
 from pipeline import flow, stages
 from pipeline.flow import on_ray
-from pipeline.flow.session import alive_nodes, network_pool
+from pipeline.flow.session import alive_nodes, network_pool, ray_session
 from pipeline.formats.cityscapes import CityscapesReader
 from pipeline.guard import GuardConfig
 from pipeline.ledger import Ledger
@@ -75,6 +76,24 @@ def test_what_an_actor_cannot_do_at_all_is_one_line(cluster, tmp_path, checkpoin
     assert type(caught.value) is InputError
     assert str(caught.value) == "precision is 'fp16', in which this CPU cannot calculate: expected fp32"
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_run_that_failed_takes_no_cpu_from_the_next_of_its_process(cluster, tmp_path, checkpoint_path, monkeypatch):
+    import ray
+
+    monkeypatch.setattr(flow, "load_refiner", refuse)
+    config = make_dump(tmp_path / "dump", frames=2).config("coco", tmp_path / "out", checkpoint_path)
+    gc.disable()
+    try:
+        with pytest.raises(InputError):
+            refine_dump(config, log=lambda _: None)
+        with ray_session():
+            deadline = time.monotonic() + 30
+            while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+                assert time.monotonic() < deadline, ray.available_resources()
+                time.sleep(0.1)
+    finally:
+        gc.enable()
 
 
 def test_a_run_started_again_on_a_cluster_does_only_what_is_missing(cluster, tmp_path, checkpoint_path):

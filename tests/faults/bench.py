@@ -120,6 +120,8 @@ class Bench:
 
     root: Path
     frames: int = FRAMES
+    without_ray: bool = False
+    """Whether undisturbed runs are made in one process: the bytes are the same, their seconds are not."""
     undisturbed: dict[tuple[str, bool], Any] = field(default_factory=dict)
     """What `trial.Trial.finish` measured of runs without a fault, by output format and whether in one process."""
     started: int = 0
@@ -173,11 +175,11 @@ class Bench:
 
 
 @contextmanager
-def bench(frames: int = FRAMES) -> Iterator[Bench]:
+def bench(frames: int = FRAMES, *, without_ray: bool = False) -> Iterator[Bench]:
     """A bench that ends every process it has started and removes its folder."""
     # Short: the paths of Ray's sockets may have 107 characters.
     root = Path(tempfile.mkdtemp(prefix="faults-", dir="/tmp")).resolve()
-    made = Bench(root, frames)
+    made = Bench(root, frames, without_ray)
     try:
         made.prepare()
         yield made

@@ -14,5 +14,5 @@ from tests.faults import bench as benches
 def bench() -> Iterator[benches.Bench]:
     if sys.platform != "linux":
         pytest.skip("looks for processes in /proc")
-    with benches.bench() as made:
+    with benches.bench(without_ray=True) as made:
         yield made

@@ -21,6 +21,9 @@ RAY = str(Path(sys.executable).with_name("ray"))
 START_SECONDS = 120
 """How long a loaded machine may take to start the head."""
 
+UNDRAINED = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+"""Lets `ray start --block` end at SIGTERM, which it would wait half a minute with for its node to be idle."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -62,6 +65,7 @@ def started_head() -> Iterator[Head]:
         # Where Ray looks for a running head first: not where others on this machine may have theirs.
         "RAY_TMPDIR": str(folder),
         "OMP_NUM_THREADS": "1",
+        **UNDRAINED,
     }
     names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
     ports = dict(zip(names, free_ports(len(names))))

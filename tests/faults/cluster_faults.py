@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.deploy.heads import free_ports
+from tests.deploy.heads import UNDRAINED, free_ports
 from tests.faults import processes
 from tests.faults.bench import COMMITTED, Bench, Job
 from tests.faults.nodes import nodes
@@ -116,6 +116,7 @@ def _head(bench: Bench, trial: Trial) -> Iterator[Callable[..., Job]]:
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN=secrets.token_hex(16),
         RAY_API_SERVER_ADDRESS=f"http://127.0.0.1:{ports[0]}",
+        **UNDRAINED,
     )
 
     def ray(*words: str) -> Job:

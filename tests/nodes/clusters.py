@@ -19,6 +19,7 @@ from typing import Any
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.util import get_node_ip_address as ray_address
 
+from tests.deploy.heads import UNDRAINED
 from tests.faults import processes
 from tests.faults.bench import REPOSITORY, Job, await_that
 from tests.faults.nodes import Nodes
@@ -68,6 +69,7 @@ class Place:
             "RAY_USAGE_STATS_ENABLED": "0",
             # Machines that run tests can be slow.
             "RAY_raylet_start_wait_time_s": "180",
+            **UNDRAINED,
             # The ports of a cluster are open to other machines.
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": _TOKEN,

@@ -55,7 +55,7 @@ def sigkill_of_the_raylet(bench: Bench, form: str) -> Outcome:
     undisturbed(bench, form, local=False)
     trial = Trial(bench, "SIGKILL of the only raylet", form, placement="spread")
     with trial.holding(COMMITTED[form], 7):
-        job = trial.start()
+        job = trial.start(RAY_health_check_initial_delay_ms="0", RAY_health_check_period_ms="500")
         trial.await_finished(job)
         trial.await_held(job)
         os.kill(job.process_of(processes.is_raylet, "a raylet"), signal.SIGKILL)

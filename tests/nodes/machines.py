@@ -32,11 +32,14 @@ ip link add port$1 type veth peer name eth0 netns "$2" && ip link set port$1 mas
 """
 
 # A disk of its own at the place that the jobs write to; nothing else of the file system can be written. By its own name
-# and by the way that leads out a machine's programs find out its address.
+# and by the way that leads out a machine's programs find out its address. Other names it has no server to ask for, and
+# none to wait for in vain.
 _MACHINE = """
 mount -t tmpfs tmpfs "$1" && mkdir -p "$1/$2/home" "$1/$2/tmp" && mount -t tmpfs tmpfs /dev/shm &&
 hostname "$2" && printf '127.0.0.1 localhost\\n%s %s\\n' "$3" "$2" > "$1/$2/hosts" &&
-mount --bind "$1/$2/hosts" /etc/hosts && mount -o remount,bind,ro / && ip link set lo up && echo up && read cabled &&
+mount --bind "$1/$2/hosts" /etc/hosts && : > "$1/$2/servers" &&
+{ [ ! -e /etc/resolv.conf ] || mount --bind "$1/$2/servers" /etc/resolv.conf; } &&
+mount -o remount,bind,ro / && ip link set lo up && echo up && read cabled &&
 ip address add "$3/24" dev eth0 && ip link set eth0 up && ip route add default via "$4" && echo up && read end
 """
 

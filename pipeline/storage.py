@@ -118,7 +118,7 @@ def names(folder: str, suffixes: tuple[str, ...]) -> list[str]:
     What lies in its folders is not listed: that may be very many files, of which a store names a thousand an answer.
     """
     fs, path = open_store(folder)
-    listed = partial(fs.ls, path, detail=False)
+    listed = partial(stores.of_many_requests(fs).ls, path, detail=False)
     try:
         found = listed() if stores.is_local(fs) else asked(folder, listed, reading=True)
     except (FileNotFoundError, NotADirectoryError):
@@ -131,7 +131,7 @@ def _listing(root: str) -> list[tuple[str, dict[str, Any]]]:
     fs, path = open_store(root)
     below = f"{path.rstrip('/')}/"
     try:
-        listed = asked(root, lambda: fs.find(path, detail=True), reading=True)
+        listed = asked(root, partial(stores.of_many_requests(fs).find, path, detail=True), reading=True)
     except FileNotFoundError:
         listed = {}
     # A store may show folders as empty files whose names end with a slash.
@@ -335,7 +335,7 @@ def open_write(url: str) -> Iterator[IO[bytes]]:
     fs, path = open_store(url)
     if not stores.is_local(fs):
         upload = Upload(
-            stores.for_pieces(fs),
+            stores.of_many_requests(fs),
             path,
             UPLOAD_BYTES if stores.takes_pieces(fs) else math.inf,
             lambda data: put(url, data),

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import fsspec
@@ -22,8 +24,8 @@ from pipeline.redaction import redacted
 REQUESTS = 32
 """Requests to a store at once, where many are to be asked."""
 
-_IN_PIECES_ATTEMPTS = 6
-"""Attempts of s3fs at one request; what is uploaded in pieces cannot be asked for again as a whole."""
+_ATTEMPTS_WITHIN = 6
+"""Attempts of s3fs at each request of a call that makes many."""
 
 _SAID_SECONDS = 10.0
 
@@ -121,12 +123,16 @@ def takes_pieces(fs: fsspec.AbstractFileSystem) -> bool:
     return bool({"s3", "gs"} & {*_protocols(fs)})
 
 
-def for_pieces(fs: fsspec.AbstractFileSystem) -> fsspec.AbstractFileSystem:
-    """The same store for a file that is sent in pieces: it makes a request for one again by itself, where it can."""
+@lru_cache
+def of_many_requests(fs: fsspec.AbstractFileSystem) -> fsspec.AbstractFileSystem:
+    """The same store for a call that lists a million files or sends a large one in pieces.
+
+    It makes each request again by itself, where it can, so that one that fails does not cost those before it.
+    """
     if "s3" not in _protocols(fs):
         return fs
     own = type(fs)(*fs.storage_args, **fs.storage_options, skip_instance_cache=True)
-    own.retries, own.max_concurrency = _IN_PIECES_ATTEMPTS, fs.max_concurrency
+    own.retries, own.max_concurrency = _ATTEMPTS_WITHIN, fs.max_concurrency
     return own
 
 
@@ -175,13 +181,15 @@ def asked(url: str, call: Callable[[], _Result], *, reading: bool, again: bool =
     FileNotFoundError and FileExistsError pass through. All else that does not pass becomes one line that names the URL:
     InputError (AwayError where it is no matter of the one file), or StoreError where `reading` is False.
     """
-    started, wait = time.monotonic(), 0.2
+    started, wait, failed = time.monotonic(), 0.2, math.inf
     while True:
         try:
             return call()
         except Exception as error:
             passing = is_transient(error)
-            left = started + patience_s() - time.monotonic()
+            # A listing may have taken longer than patience until it failed for the first time.
+            failed = min(failed, time.monotonic())
+            left = failed + patience_s() - time.monotonic()
             if not (passing and again) or left <= 0:
                 _give_up(url, error, time.monotonic() - started if passing else None, reading)
             # All workers of a cluster meet the same fault at once; they must not come back at once.

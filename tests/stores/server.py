@@ -122,6 +122,17 @@ def s3_app() -> _App:
     return DomainDispatcherApplication(create_backend_app)
 
 
+def one_by_one(app: _App) -> _App:
+    """A store that names one file in each answer when it is asked for a listing."""
+
+    def answer(environ: _Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if _kind(environ) == "LIST":
+            environ["QUERY_STRING"] += "&max-keys=1"
+        return app(environ, start_response)
+
+    return answer
+
+
 def denying(status: str, code: str, instead_of: _App | None = None, only: str = "") -> _App:
     """A store that refuses all; or, in place of another, requests of files whose method and path contain a text."""
 

@@ -5,7 +5,7 @@ import pytest
 from pipeline import storage, stores
 from pipeline.records import InputError
 from pipeline.stores import AwayError, StoreError
-from tests.stores.server import FAULTS, denying
+from tests.stores.server import FAULTS, denying, one_by_one
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +41,16 @@ def test_a_store_that_fails_now_and_then_is_asked_again(s3, bucket, fault):
     assert s3.failed[fault] >= 5
 
 
+def test_a_listing_of_many_answers_does_not_begin_anew_where_one_fails(s3, bucket, monkeypatch):
+    names = [f"{i:02d}.bin" for i in range(12)]
+    for name in names:
+        storage.put(f"{bucket}/{name}", b"")
+    monkeypatch.setattr(s3, "app", one_by_one(s3.app))
+    with s3.failing(0.4, "503", only="list-type"):
+        assert storage.find(bucket, (".bin",)) == names
+    assert s3.failed["503"] >= 3
+
+
 def test_a_store_that_hangs_is_asked_again(s3, bucket, monkeypatch):
     monkeypatch.setenv("BPR_STORE_TIMEOUT_S", "0.3")
     storage.put(f"{bucket}/x", b"x" * 10)
@@ -55,15 +65,15 @@ def test_a_store_that_stays_away_is_given_up_with_one_line_that_names_the_file(s
     storage.put(f"{bucket}/x", b"x")
     url = f"{bucket}/x"
     calls = [
-        (AwayError, "read", lambda: storage.read(url)),
-        (AwayError, "read", lambda: storage.exists(url)),
-        (AwayError, "read", lambda: storage.find(bucket, ("x",))),
-        (StoreError, "written", lambda: storage.put(url, b"y")),
-        (StoreError, "written", lambda: storage.remove(url)),
+        (AwayError, r"read \(.+; tried for [0-2] s", lambda: storage.read(url)),
+        (AwayError, r"read \(.+; tried for [0-2] s", lambda: storage.exists(url)),
+        (AwayError, r"read \(.+; tried for \d+ s", lambda: storage.find(bucket, ("x",))),
+        (StoreError, r"written \(.+; tried for [0-2] s", lambda: storage.put(url, b"y")),
+        (StoreError, r"written \(.+; tried for [0-2] s", lambda: storage.remove(url)),
     ]
     with s3.failing(1.0, fault, hanging_s=0.5):
-        for kind, verb, call in calls:
-            with pytest.raises(kind, match=rf"^s3://.*: cannot be {verb} \(.+; tried for [012] s\)$"):
+        for kind, reason, call in calls:
+            with pytest.raises(kind, match=rf"^s3://.*: cannot be {reason}\)$"):
                 call()
     assert storage.read(url) == b"x"
 

@@ -17,6 +17,7 @@ from pipeline.metrics.boundary import WORSE_BY
 from pipeline.metrics.overlap import best_truths
 from pipeline.records import Instance
 from pipeline.report import Bar, BarGroup, Card, Delta, Gallery, Histogram, Report, Table, make_card
+from pipeline.report.figures import SCORE_DIGITS
 
 EXPLANATIONS = {
     "largest gains": "Instances whose IoU with the ground truth rose most.",
@@ -70,8 +71,11 @@ def _percent(value: float | None) -> float | None:
 def _lead(found: Results, before: Numbers, after: Numbers) -> str:
     if before and after:
         gain = 100 * (after["boundary AP"] - before["boundary AP"])
-        direction = "raised" if gain > 0 else "lowered"
-        return f"Refinement {direction} boundary AP by {abs(gain):.1f} points." if not math.isnan(gain) else ""
+        if math.isnan(gain):
+            return ""
+        if round(abs(gain), SCORE_DIGITS) == 0:
+            return "Refinement left boundary AP as it was."
+        return f"Refinement {'raised' if gain > 0 else 'lowered'} boundary AP by {abs(gain):.{SCORE_DIGITS}f} points."
     if found.changes:
         changed = found.changes["all"]
         edges = changed["gradient after"] / changed["gradient before"] if changed["gradient before"] else math.nan

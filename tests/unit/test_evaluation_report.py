@@ -54,6 +54,10 @@ def test_the_page_tells_the_numbers_and_shows_gains_and_losses(dumps):
     assert sum(page.histograms[0].counts) == 4
 
 
+def test_a_gain_of_nothing_is_called_neither_raised_nor_lowered(dumps):
+    assert _report(**dumps | {"refined": dumps["coarse"]}).lead == "Refinement left boundary AP as it was."
+
+
 def test_the_ledger_beside_the_refined_dump_gives_time_reasons_and_what_was_set_aside(dumps):
     tables = {one.title: one for one in _report(**dumps).tables}
     assert ["refine", 1.0, 500.0, pytest.approx(100 / 1.3)] in [list(row) for row in tables["Time by stage"].rows]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from pipeline import storage
 from pipeline.evaluation import COARSE, REFINED, SHIFT_EDGES, EvaluateConfig, Notable, Outcome, read_frames
-from pipeline.evaluation_results import SHARES, Numbers, Results
+from pipeline.evaluation_results import CHANGES_UNITS, SHARES, Numbers, Results
 from pipeline.ground_truth import TrueFrame, open_ground_truth
 from pipeline.guard import REASONS
 from pipeline.images import decode_image
@@ -138,11 +138,7 @@ def _tables(found: Results) -> list[Table]:
             for label, numbers in found.changes.items()
         ]
         digits = [0, *(1 if name in SHARES else 0 if "contour" in name else 2 for name in names)]
-        note = (
-            "Changed pixels as a share of the coarse masks'; contours in pixels per instance; gradients of the image"
-            " along them in grey levels per pixel."
-        )
-        tables.append(Table("What changed", columns, rows, digits, note))
+        tables.append(Table("What changed", columns, rows, digits, CHANGES_UNITS))
     if found.notes:
         tables.append(Table("Notes", ["note"], [[note] for note in found.notes]))
     return tables

@@ -23,6 +23,11 @@ Numbers = dict[str, float]
 SHARES = ("changed instances", "changed pixels")
 """What of the changes (`ClassChanges.numbers`) is a share, which people are shown in percent."""
 
+CHANGES_UNITS = (
+    "Changed pixels as a share of the coarse masks'; contours in pixels per instance; gradients of the image along them"
+    " in grey levels per pixel."
+)
+
 NO_VERDICTS = (
     "refined: the dump carries no status, reason or confidence, so that no instance can be told as rejected or least"
     " certain; a Cityscapes folder never does, COCO and Parquet output of refine does"
@@ -190,6 +195,7 @@ def text(found: Results) -> str:
         lines += ["", f"{'what changed':<22}" + "".join(f"{name:>19}" for name in found.changes["all"])]
         for label, numbers in found.changes.items():
             lines.append(f"{label:<22}" + "".join(_change(name, value) for name, value in numbers.items()))
+        lines.append(CHANGES_UNITS)
     if sum(found.shifts):
         shares = f"{found.better:.1%} better, {found.worse:.1%} worse"
         lines += ["", f"IoU of instances    {shares} (by more than {WORSE_BY})"]

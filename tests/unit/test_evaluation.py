@@ -217,6 +217,7 @@ def test_without_ground_truth_it_is_told_what_changed(truth, refined):
     assert found.changes["all"]["changed instances"] == 0.5
     assert found.changes["all"]["gradient after"] > found.changes["all"]["gradient before"]
     assert "what changed" in text(found)
+    assert "contours in pixels per instance; gradients of the image along them in grey levels per pixel" in text(found)
     assert "thing" in found.changes  # as the image list calls it
 
 

@@ -14,7 +14,7 @@ from pipeline.metrics.average_precision import AveragePrecision, average_precisi
 from pipeline.metrics.boundary import WORSE_BY
 from pipeline.metrics.cityscapes_ap import EVALUATED, CityscapesAP, cityscapes_ap
 from pipeline.metrics.oracle import DISTANCES_PX
-from pipeline.records import printable
+from pipeline.records import heading, printable
 
 Numbers = dict[str, float]
 """Measure -> value; NaN where there is nothing to measure."""
@@ -176,25 +176,27 @@ def _plain(value: Any) -> Any:
 def text(found: Results) -> str:
     """The table that a person reads."""
     lines = [f"frames       {found.frames}"]
+    width = 2 + max(20, *(len(heading(label)) for label in [*found.per_class, *found.changes, ""]))
     dumps = [name for name in (COARSE, REFINED) if name in found.overall]
     if dumps:
-        lines += ["", *_block("", dumps, {"": found.overall})]
+        lines += ["", *_block("", dumps, {"": found.overall}, width)]
         for measure in ("AP", "boundary AP", "AF"):
             rows = {
                 label: {name: {measure: numbers.get(measure, math.nan)} for name, numbers in by_dump.items()}
                 for label, by_dump in found.per_class.items()
             }
             known = {k: v for k, v in rows.items() if any(not math.isnan(one[measure]) for one in v.values())}
-            lines += ["", *_block(f"{measure} per class", dumps, known)]
+            lines += ["", *_block(f"{measure} per class", dumps, known, width)]
     bounds = {name: numbers for name, numbers in found.overall.items() if name not in dumps}
     if bounds:
         lines += ["", f"{'if pixels near the boundary were right':<38}{'AP':>8}{'bnd AP':>8}"]
         for name, numbers in {COARSE: found.overall[COARSE], **bounds}.items():
             lines.append(f"{name:<38}{_cell(numbers['AP'])}{_cell(numbers['boundary AP'])}")
     if found.changes:
-        lines += ["", f"{'what changed':<22}" + "".join(f"{name:>19}" for name in found.changes["all"])]
+        lines += ["", f"{'what changed':<{width}}" + "".join(f"{name:>19}" for name in found.changes["all"])]
         for label, numbers in found.changes.items():
-            lines.append(f"{label:<22}" + "".join(_change(name, value) for name, value in numbers.items()))
+            cells = "".join(_change(name, value) for name, value in numbers.items())
+            lines.append(f"{heading(label):<{width}}{cells}")
         lines.append(CHANGES_UNITS)
     if sum(found.shifts):
         shares = f"{found.better:.1%} better, {found.worse:.1%} worse"
@@ -206,15 +208,16 @@ def text(found: Results) -> str:
     return "\n".join(lines)
 
 
-def _block(title: str, dumps: list[str], rows: dict[str, dict[str, Numbers]]) -> list[str]:
+def _block(title: str, dumps: list[str], rows: dict[str, dict[str, Numbers]], width: int) -> list[str]:
     """Lines of `measure coarse refined delta`, or `class coarse refined delta` where each row has one measure."""
-    lines = [f"{title:<22}" + "".join(f"{name:>10}" for name in dumps) + (f"{'delta':>10}" if len(dumps) > 1 else "")]
+    columns = [*dumps, "delta"] if len(dumps) > 1 else dumps
+    lines = [f"{title:<{width}}" + "".join(f"{name:>10}" for name in columns)]
     for label, by_dump in rows.items():
         for measure in by_dump[dumps[0]] if dumps[0] in by_dump else next(iter(by_dump.values())):
             values = [by_dump.get(name, {}).get(measure, math.nan) for name in dumps]
             cells = "".join(_cell(value, 10) for value in values)
             delta = f"{values[1] - values[0]:>+10.4f}" if len(values) > 1 and not math.isnan(sum(values)) else ""
-            lines.append(f"{label or measure:<22}{cells}{delta}")
+            lines.append(f"{heading(label) or measure:<{width}}{cells}{delta}")
     return lines
 
 

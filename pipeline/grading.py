@@ -13,7 +13,7 @@ from pipeline.ground_truth import GroundTruth, TrueInstance, TruthRef, open_grou
 from pipeline.images import decode_image
 from pipeline.metrics.boundary import COCO_RATIO, WORSE_BY, boundary_f_score, boundary_iou, dilation_px, iou
 from pipeline.metrics.overlap import Region
-from pipeline.records import InputError, cut_to_box
+from pipeline.records import InputError, cut_to_box, heading
 from pipeline.training_patches import check_size, generator, whole_mask
 
 MEASURES = ("IoU", "boundary IoU", "F 1px", "F 3px")
@@ -119,11 +119,12 @@ def table(grades: Sequence[Grade], by: str = "kind") -> str:
     """Mean scores per `kind` or `category` and over all, before -> after, and the share of objects that got worse."""
     names = list(dict.fromkeys(getattr(graded, by) for graded in grades))
     groups = [(name, [graded for graded in grades if getattr(graded, by) == name]) for name in names]
-    lines = [f"{'':<24}{'objects':>8}" + "".join(f"{name:>20}" for name in MEASURES) + f"{'worse':>8}"]
+    width = 2 + max(22, *(len(heading(name)) for name in [*names, ""]))
+    lines = [f"{'':<{width}}{'objects':>8}" + "".join(f"{name:>20}" for name in MEASURES) + f"{'worse':>8}"]
     for name, group in [*groups, ("all", list(grades))]:
         before = np.mean([graded.coarse for graded in group], axis=0)
         after = np.mean([graded.refined for graded in group], axis=0)
         worse = np.mean([graded.worse for graded in group])
         cells = "".join(f"{f'{b:.4f} -> {a:.4f}':>20}" for b, a in zip(before, after))
-        lines.append(f"{name:<24}{len(group):>8}{cells}{worse:>8.1%}")
+        lines.append(f"{heading(name):<{width}}{len(group):>8}{cells}{worse:>8.1%}")
     return "\n".join(lines)

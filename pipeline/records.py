@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from pipeline.redaction import redacted
 
+LONGEST_HEADING = 50
+"""Characters of a name at the head of a table's row."""
 LONGEST_MESSAGE = 2000
 """Characters of an error line; names and values that it quotes come from the input, which may have any length."""
 
@@ -20,6 +22,12 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def heading(name: str) -> str:
+    """A name as the head of a row in a table for people: `printable`, and cut where it is very long."""
+    text = printable(name)
+    return text if len(text) <= LONGEST_HEADING else f"{text[: LONGEST_HEADING - 3]}..."
 
 
 class InputError(ValueError):

@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +76,16 @@ def test_classes_of_one_name_are_told_apart_by_their_ids(truth):
     truth.write_text(json.dumps(content))
     found = _evaluate(truth, ground_truth=str(truth), coarse=str(predict(truth)))
     assert set(found.per_class) == {"thing (1)", "thing (2)"}
+
+
+def test_in_the_table_a_class_has_one_row_in_line_with_the_others_whatever_its_name_is(truth, refined):
+    content = json.loads(truth.read_text())
+    content["categories"][0]["name"] = "\x1b[31m a name of two\nlines " + 40 * "and long "
+    truth.write_text(json.dumps(content))
+    lines = text(_evaluate(truth, ground_truth=str(truth), coarse=str(predict(truth)), refined=str(refined)))
+    rows = [line for line in lines.splitlines() if re.search("per class|what changed|a name of two", line)]
+    assert [row.startswith(r"\x1b[31m a name of two\nlines and long") for row in rows[1::2]] == [True] * 4
+    assert {len(head) - len(row) for head, row in zip(rows[::2], rows[1::2])} == {0}
 
 
 def test_sizes_are_those_of_masks_whatever_boxes_a_file_gives(truth):

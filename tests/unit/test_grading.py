@@ -48,6 +48,15 @@ def test_a_refiner_that_destroys_masks_is_seen_in_the_share_of_worse_objects(tru
     assert table(grades).splitlines()[-1].endswith("100.0%")
 
 
+def test_in_the_table_a_category_has_one_row_in_line_with_the_others_whatever_its_name_is(truth):
+    content = json.loads(truth.read_text())
+    content["categories"][0]["name"] = "a name of two\nlines " + 40 * "and long "
+    truth.write_text(json.dumps(content))
+    head, row, total = table(_grade(truth, lambda image, masks: masks), by="category").splitlines()
+    assert row.startswith(r"a name of two\nlines and long")
+    assert len(head) == len(row) == len(total)
+
+
 def test_coarse_masks_depend_on_seed_object_and_kind_alone(truth):
     def keep(image, masks):
         return masks

@@ -57,15 +57,14 @@ class FitError(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """How to train. A setting that is left open (None) is the recipe's own, see `RECIPES`."""
+    """How to train. A setting that is left open (None) is the recipe's own."""
 
     network: str = "hrnet18s_128"
     """Which network: hrnet18s_128 or hrnet48_256."""
     patch_px: int = 64
     """Side of the patches at inference; smaller ones in training are shown at the same magnification."""
     recipe: Literal["reference", "adamw"] = "reference"
-    """`reference`: the published schedule, SGD with polynomial decay, meant for 4 processes with 8 patches each;
-    `adamw`: a short one for machines without a GPU, with warm-up, cosine decay, clipping and averaged weights."""
+    """`reference`: as published, for 4 processes with 8 patches each; `adamw`: short, for machines without a GPU."""
     steps: int | None = None
     """Batches to train on (per process); the schedule is stretched to them. Reference 160000, adamw 3000."""
     learning_rate: float | None = None
@@ -81,8 +80,7 @@ class FitConfig:
     ema_decay: float | None = None
     """Decay per step of the weight average that is exported; 0 exports the last weights. Reference 0, adamw 0.995."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the network's arithmetic; weights, loss and updates are fp32. `auto`: bf16 on a GPU that has it and on a CPU
-    with instructions for it (AVX512-BF16, AMX), else fp32."""
+    """Of the network's arithmetic, not of weights and updates; `auto` is bf16 where GPU or CPU computes in it."""
     sync_batch_norm: bool = True
     """Batch statistics over all processes, where several train on GPUs."""
     seed: int = 0

@@ -37,7 +37,7 @@ SHOWN_ERRORS = 5
 class StatusConfig:
     """Say how far a run is, from its output alone; it may be running, finished or dead, here or elsewhere."""
 
-    output: Annotated[str, tyro.conf.Positional]
+    output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")]
     """The output folder of the run; any fsspec URL."""
     watch: bool = False
     """Say it again and again until the run ends; on a terminal in the same place, else one line each time."""

@@ -42,8 +42,7 @@ class TrainConfig:
     data: tuple[str, ...]
     """Patch data sets, as `jobs/prepare.py` writes them; any fsspec URLs."""
     output: str
-    """The folder for checkpoints, log and the trained weights; any fsspec URL. With workers on several machines, one
-    that all of them reach."""
+    """The folder for checkpoints, log and weights; any fsspec URL, on several machines one that all of them reach."""
     val_data: tuple[str, ...] = ()
     """Other data sets to validate on: their val split, or all where they have none. Default the val split of data."""
     batch_size: int = 8

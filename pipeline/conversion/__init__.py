@@ -33,15 +33,14 @@ class ConvertConfig:
     file names without extension, which `--image-pattern '{image_id}.jpg'` of jobs/refine.py finds.
     """
 
-    input: Annotated[str, tyro.conf.Positional]
+    input: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INPUT")]
     """The file or folder that the library has written; any fsspec URL."""
     library: Annotated[Literal["detectron2", "mmdetection", "ultralytics", "torchvision"], tyro.conf.arg(name="from")]
     """The library that has written it."""
     output: str
     """The COCO results json to write; any fsspec URL."""
     image_list: str | None = None
-    """A json whose `images` have `id` and `file_name`, such as a COCO ground truth; labels then become the ids of its
-    `categories`, where it has any."""
+    """A json whose `images` have `id` and `file_name`; labels become the ids of its `categories`, where it has any."""
     images: str | None = None
     """Label files of ultralytics only: the folder the images lie in, whose sizes they do not tell."""
     mask_threshold: float = 0.5

@@ -1,3 +1,4 @@
+import ast
 import importlib
 import io
 import os
@@ -16,6 +17,12 @@ from tests.docs.pages import PAGES, ROOT, anchors, blocks, commands, fragments, 
 
 FRAGMENTS = {page: fragments(page) for page in PAGES}
 COMMANDS = {page: found for page in PAGES if (found := [*commands(page), *FRAGMENTS[page]])}
+SETTINGS = [
+    path
+    for room in ("jobs", "pipeline", "model")
+    for path in sorted((ROOT / room).rglob("*.py"))
+    if "Config:\n" in path.read_text()
+]
 
 
 def _name(page: Path) -> str:
@@ -79,6 +86,20 @@ def flags() -> set[str]:
                     job.main()
             found |= set(re.findall(r"--[\w.-]*\w", helped.getvalue()))
     return found
+
+
+@pytest.mark.parametrize(("job", "place"), [("status", "OUTPUT"), ("convert", "INPUT")])
+def test_help_names_what_a_job_takes_without_a_flag(job, place, only_parsing, monkeypatch, capsys):
+    usage = (_said(job, ["--help"], monkeypatch, capsys) or "").partition("\n\n")[0]
+    assert place in usage
+
+
+@pytest.mark.parametrize("source", SETTINGS, ids=_name)
+def test_what_help_says_of_a_flag_is_one_line_in_the_source_as_help_keeps_its_breaks(source):
+    for settings in ast.walk(ast.parse(source.read_text())):
+        if isinstance(settings, ast.ClassDef) and settings.name.endswith("Config"):
+            said = [node.value.value for node in settings.body if isinstance(node, ast.Expr)]
+            assert [one for one in said[1:] if "\n" in one] == []
 
 
 FOREIGN = {"--metrics-export-port", "--runtime-env", "--runtime-env-json", "--shm-size"}

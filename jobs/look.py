@@ -14,7 +14,7 @@ from pipeline.contact_sheet import contact_sheet
 
 @dataclass(frozen=True, kw_only=True)
 class LookConfig:
-    """Draw random patches of a data set: the image, the coarse contour (red), the target's contour (green)."""
+    """Draw random patches of a data set: the image, the coarse contour (yellow), the target's contour (pink)."""
 
     data: str
     """The folder that jobs/prepare.py has written; any fsspec URL."""
@@ -40,7 +40,7 @@ def main() -> int:
 def _look() -> int:
     config = parse(LookConfig, sys.argv[1:])
     contact_sheet(config.data, config.output, config.split, config.count, config.seed)
-    print(f"wrote {config.output}")
+    print(f"wrote {config.output}; each patch: image, coarse contour (yellow), target's contour (pink)")
     return 0
 
 

@@ -7,11 +7,12 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.patch_dataset import PatchDataset
+from pipeline.report.contours import CASING_RGB, COARSE_RGB, TRUTH_RGB
 
 COLUMNS = 5
 CELL_PX = 128
 """Side of each of the three views of a patch."""
-COARSE_COLOUR, TARGET_COLOUR = (60, 60, 255), (80, 220, 60)
+COARSE_COLOUR, TARGET_COLOUR, CASING_COLOUR = COARSE_RGB[::-1], TRUTH_RGB[::-1], CASING_RGB[::-1]
 """BGR."""
 GAP_PX = 4
 """White between the views of a patch; patches lie twice as far apart."""
@@ -42,7 +43,9 @@ def _views(patch: np.ndarray) -> np.ndarray:
 
 def _outlined(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     """The image (h, w, 3) with the mask's contour; none along the border, beyond which a mask is taken to go on."""
-    padded = np.pad(mask, 1, mode="edge")
-    view = np.pad(image, ((1, 1), (1, 1), (0, 0)))
-    cv2.drawContours(view, cv2.findContours(padded, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0], -1, colour, 1)
-    return np.ascontiguousarray(view[1:-1, 1:-1])
+    padded = np.pad(mask, 2, mode="edge")
+    view = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+    contours = cv2.findContours(padded, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]
+    cv2.drawContours(view, contours, -1, CASING_COLOUR, 2)
+    cv2.drawContours(view, contours, -1, colour, 1)
+    return np.ascontiguousarray(view[2:-2, 2:-2])

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.contact_sheet import CELL_PX, COARSE_COLOUR, GAP_PX, contact_sheet
+from pipeline.contact_sheet import CASING_COLOUR, CELL_PX, COARSE_COLOUR, GAP_PX, contact_sheet
 from pipeline.patch_dataset import pack, write_shards
 
 
@@ -25,6 +25,9 @@ def test_no_contour_is_drawn_along_a_border_beyond_which_the_mask_goes_on(sheet)
     drawn = (coarse == COARSE_COLOUR).all(axis=2)
     assert drawn[:, 19].all()
     assert drawn.sum() == CELL_PX
+    cased = (coarse == CASING_COLOUR).all(axis=2)
+    assert cased[:, [18, 20]].all()
+    assert cased.sum() == 2 * CELL_PX
 
 
 def test_the_three_views_of_a_patch_lie_apart(sheet):

@@ -26,6 +26,11 @@ def test_a_contact_sheet_shows_the_patches_that_the_seed_draws(look, tmp_path):
     assert sheets[0] == sheets[1] != sheets[2]
 
 
+def test_the_job_says_which_contour_is_which(look, capsys):
+    assert look() == 0
+    assert "image, coarse contour (yellow), target's contour (pink)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("flags", "message"), [(("--seed", "-1"), "seed is -1"), (("--count", "0"), "count is 0")])
 def test_settings_without_meaning_are_named(look, capsys, flags, message):
     with pytest.raises(SystemExit):

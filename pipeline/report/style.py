@@ -85,7 +85,8 @@ section:has([value=none]:checked) .frame :is(use.coarse,use.refined):not(.line){
 background:rgba(10,14,24,.78)}
 figcaption{margin-top:.4rem}figcaption b{color:var(--ink)}
 @media(max-width:56rem){.frame{flex-direction:column}.frame>svg,aside{flex:none;width:100%}}
-@media print{aside fieldset{display:none}}
+@media print{.shown{display:none}.frame{flex-direction:row}.frame>svg{flex:100 1 0}aside{flex:1 0 20rem}
+.crops{grid-template-columns:1fr 1fr}}
 """
 
 PAGE_STYLE = """

@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.report import write_page
-from tests.reports import EVIL, a_report
+from pipeline.records import Instance, cut_to_box
+from pipeline.report import ReportFrame, ReportInstance, write_page, write_report
+from tests.reports import EVIL, a_report, photograph
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium installed")
@@ -154,3 +155,16 @@ def test_numbers_and_cards_are_there_without_a_script(tmp_path: Path) -> None:
     assert said == []
     pixels = cv2.imread(str(picture))[..., ::-1].astype(int)
     assert (np.abs(pixels - (200, 40, 40)).max(axis=2) < 40).sum() > 3 * 40_000
+
+
+@pytest.mark.slow
+def test_on_paper_each_frame_takes_one_page(tmp_path: Path) -> None:
+    image = photograph(size=(512, 512))
+    refined = np.zeros((512, 512), bool)
+    refined[100:400, 100:400] = True
+    coarse = Instance("0", 24, 0.9, *cut_to_box(np.roll(refined, 9, axis=(0, 1))))
+    change = ReportInstance("car", coarse, Instance("0", 24, 0.9, *cut_to_box(refined)))
+    write_report(str(tmp_path / "report.html"), [ReportFrame("street", image, [change])] * 2, "Before and after", {})
+    paper = tmp_path / "report.pdf"
+    browse(tmp_path / "report.html", tmp_path, f"--print-to-pdf={paper}")
+    assert len(re.findall(rb"/Type /Page\b", paper.read_bytes())) <= 3

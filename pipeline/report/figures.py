@@ -10,7 +10,7 @@ from pipeline.report.content import Bar, BarGroup, Delta, Histogram, Table
 DASH, MINUS, NBSP = "\u2013", "\u2212", "\u00a0"
 SCROLLS_FROM = 16
 """A table of more rows than this scrolls inside its panel."""
-MOST_TICKS = 9
+MOST_TICKS = 10
 SCORE_DIGITS = 1
 """Decimals of a score in percent; a change that rounds to zero is called none."""
 

@@ -190,7 +190,7 @@ pointer-events:none;touch-action:pan-y}
 @media(max-width:70rem){.card{grid-template-columns:minmax(0,1fr)}.well{height:30rem}
 .close-ups{grid-template-columns:repeat(auto-fit,minmax(min(100%,20rem),1fr))}}
 @media(max-width:56rem){.headline{grid-template-columns:1fr 1fr;gap:.6rem}.headline>li{padding:.75rem}
-.headline b{font-size:1.6rem}.bars table{font-size:.82rem}.bars .plot{width:26%}
+.headline b{font-size:1.6rem}.bars table{font-size:.82rem}.axis{font-size:.64rem}.bars .plot{width:26%}
 .bars th[scope=row]{min-width:5rem}th,td{padding-left:.55rem}
 .tools label,.tools button{min-height:2.75rem;padding:0 .6rem}.tools input{position:absolute;opacity:0}
 .tools label:not(:has(:checked)){color:var(--soft)}.tools label:not(:has(:checked)) i{opacity:.3}

@@ -1,10 +1,11 @@
 import json
+import re
 
 import numpy as np
 import pytest
 
 from jobs import evaluate as job
-from pipeline.evaluation import EvaluateConfig, evaluate
+from pipeline.evaluation import SHIFT_EDGES, EvaluateConfig, evaluate
 from pipeline.evaluation_report import report
 from pipeline.evaluation_results import results
 from tests.truths import encode, make_truth, predict, true_mask
@@ -93,6 +94,8 @@ def test_the_job_writes_table_json_and_page(dumps, tmp_path, monkeypatch, capsys
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["frames"] == 4
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Largest losses" in page
+    axis = re.search(r'class="axis".*?</div>', page)[0].replace("\u2212", "-")
+    assert [float(edge) for edge in re.findall(r">([^<]+)</span>", axis)] == list(SHIFT_EDGES)
     assert "delta" in (tmp_path / "out" / "evaluation.txt").read_text()
 
 

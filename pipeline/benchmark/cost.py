@@ -37,7 +37,7 @@ class CostModel:
                 f"cost of {frames:,} frames of {self.patches_per_frame:.0f} patches,"
                 f" {'with the' if self.measured else 'ASSUMING'} {self.gpu_patches_per_s:,.0f} patches/s"
                 f" {'measured on this GPU' if self.measured else 'on a GPU'}:",
-                f"  {self.frames_per_gpu_hour:,.0f} frames per GPU hour,"
+                f"  {float(f'{self.frames_per_gpu_hour:.2g}'):,.0f} frames per GPU hour,"
                 f" {_hours(frames / self.frames_per_gpu_hour, 'GPU ')} in all;"
                 f" {self.cores_per_gpu:.1f} CPU cores keep one GPU busy",
                 *(

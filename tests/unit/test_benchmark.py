@@ -101,6 +101,7 @@ def test_the_cost_model_follows_from_patches_per_frame_and_the_assumed_rate_of_a
     assert cost.hours(720_000, gpus=2) == pytest.approx(5)
     assert "ASSUMING 3,000 patches/s" in cost.text()
     assert "with the 3,000 patches/s measured" in replace(cost, measured=True).text()
+    assert "1,600,000 frames per GPU hour" in replace(cost, gpu_patches_per_s=68_123).text()
 
 
 def test_the_cost_is_told_in_minutes_below_one_hour():

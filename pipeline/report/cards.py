@@ -21,7 +21,9 @@ MARGIN = 0.2
 FLATTEST = 0.6
 """An overview's shorter side is at least this share of its longer one, as far as the frame goes."""
 CLOSE_UP_PX = 64
-"""Side of a close-up in pixels of the frame: that of a patch."""
+"""Side of a close-up in pixels of the frame: that of a patch, or more as CLOSE_UP_SHARE says."""
+CLOSE_UP_SHARE = 1 / 16
+"""A close-up has at least this share of the overview's longer side: in large photographs contours lie far apart."""
 CLOSE_UPS = 2
 PATH_CORNERS = 4000
 """Most corners of one contour; a mask of more is drawn on a coarser grid."""
@@ -70,7 +72,8 @@ def make_card(
     if truth and not change.any():
         change = masks[0] ^ masks[2]
     close_ups = []
-    for left, top, right, bottom in choose_windows(change, CLOSE_UP_PX, CLOSE_UPS):
+    side_px = max(CLOSE_UP_PX, round(CLOSE_UP_SHARE * max(x2 - x1, y2 - y1)))
+    for left, top, right, bottom in choose_windows(change, side_px, CLOSE_UPS):
         inside = np.s_[top:bottom, left:right]
         place = Box(x1 + left, y1 + top, x1 + right, y1 + bottom)
         close_ups.append(_view(place, image[y1:y2, x1:x2][inside], [mask[inside] for mask in masks]))

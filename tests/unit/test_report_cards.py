@@ -100,17 +100,24 @@ def test_no_contour_runs_along_the_border_of_a_view() -> None:
 
 
 def test_close_ups_show_where_the_masks_differ_at_full_resolution() -> None:
-    size = (1500, 2000)
-    coarse, refined = box_instance(size, 100, 100, 1700, 1200), box_instance(size, 100, 100, 1720, 1200)
+    size = (750, 1000)
+    coarse, refined = box_instance(size, 100, 100, 700, 600), box_instance(size, 100, 100, 720, 600)
     one = card(size, coarse, refined)
     assert max(one.overview.width, one.overview.height) <= OVERVIEW_PX
     assert len(one.close_ups) == CLOSE_UPS
     for view in one.close_ups:
         x1, _, x2, _ = view.box
         assert (view.width, view.height) == (CLOSE_UP_PX, CLOSE_UP_PX)
-        assert x1 < 1800 < 1820 < x2
+        assert x1 < 800 < 820 < x2
         columns = drawn(view, view.coarse) ^ drawn(view, view.refined)
         assert columns.any(axis=0).sum() == 20
+
+
+def test_close_ups_of_a_large_photograph_are_large_enough_to_show_both_contours() -> None:
+    size = (1500, 2000)
+    coarse, refined = box_instance(size, 100, 100, 1600, 1200), box_instance(size, 100, 100, 1700, 1200)
+    for view in card(size, coarse, refined).close_ups:
+        assert view.box[0] < 1700 < 1800 < view.box[2]
 
 
 def test_where_nothing_changed_close_ups_show_the_difference_from_the_truth() -> None:

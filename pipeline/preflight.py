@@ -34,7 +34,7 @@ from pipeline.lease import Lease
 from pipeline.ledger import Ledger
 from pipeline.outputs import check_apart, check_writable_folder
 from pipeline.preflight_frames import check_frames, estimate
-from pipeline.preflight_report import SHOWN, Check, Estimate, Report, megabytes
+from pipeline.preflight_report import SHOWN, Check, Estimate, Report, size_of
 from pipeline.records import InputError
 from pipeline.stages import Cutting
 
@@ -258,7 +258,7 @@ def _earlier_run(config: CheckConfig, fingerprint: dict[str, Any], done: int) ->
 
 def _space(output: str, needed: int) -> Check:
     free = shutil.disk_usage(_existing(output)).free
-    text = f"about {megabytes(needed)} needed, {megabytes(free)} free at {output}"
+    text = f"about {size_of(needed)} needed, {size_of(free)} free at {output}"
     if free < needed:
         raise InputError(text)
     # Refined outlines are longer than coarse ones, and the ledger and the last files need their place too.

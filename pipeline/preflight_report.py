@@ -46,7 +46,7 @@ class Estimate:
         about = "" if self.measured >= self.frames else "about "
         return (
             f"{'':<8} {'to do':<12} {self.frames} frames, {about}{self.instances} instances,"
-            f" {about}{self.patches} patches, about {megabytes(self.output_bytes)} of output"
+            f" {about}{self.patches} patches, about {size_of(self.output_bytes)} of output"
             f" (from {self.measured} frames)"
         )
 
@@ -73,6 +73,8 @@ class Report:
         return "\n".join([*lines, f"{levels['error']} errors, {levels['warning']} warnings"])
 
 
-def megabytes(count: int) -> str:
-    """For example `84.0 MB` or `1.2 GB`."""
+def size_of(count: int) -> str:
+    """For example `12 kB`, `84.0 MB` or `1.2 GB`."""
+    if count < 1e6:
+        return f"{count / 1e3:.0f} kB"
     return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"

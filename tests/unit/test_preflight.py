@@ -331,8 +331,8 @@ def test_a_run_that_is_going_on_is_told(config, tmp_path):
 
 
 def test_too_little_space_is_found(config, monkeypatch):
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
-    assert "0.0 MB free" in _errors(check(config()))["space"].message
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    assert "about 3 kB needed, 1 kB free" in _errors(check(config()))["space"].message
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,12 @@ def input_format(predictions: str, form: Format | Literal["auto"]) -> Format:
     if form != "auto":
         return form
     path = predictions.rstrip("/")
+    if not storage.exists(path):
+        raise InputError(f"{path}: no such file or folder of predictions")
     if path.endswith(".json"):
         return "coco"
     if path.endswith(".parquet"):
         return "parquet"
-    if not storage.exists(path):
-        raise InputError(f"{path}: no such file or folder of predictions")
     if storage.is_dir(path):
         if storage.find(path, ("_pred.txt",)):
             return "cityscapes"

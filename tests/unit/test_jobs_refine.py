@@ -286,6 +286,12 @@ def test_a_wrong_path_is_one_line_that_names_it(run, flags, form, settings, expe
     assert _is_one_line(error, expected)
 
 
+def test_a_wrong_path_is_told_before_it_is_asked_how_its_images_are_named(run, tmp_path):
+    status, _, error = run("--predictions=/nowhere.json", f"--images={tmp_path}", f"--output={tmp_path}/out", "--local")
+    assert status == 1
+    assert _is_one_line(error, "/nowhere.json: no such file or folder of predictions")
+
+
 def test_a_folder_named_as_a_json_file_is_no_such_file(run, flags, tmp_path):
     (tmp_path / "folder.json").mkdir()
     status, _, error = run(*flags("coco", predictions=tmp_path / "folder.json"))

@@ -49,14 +49,18 @@ def headline(deltas: list[Delta]) -> str:
     return f'<ul class="headline">{"".join(items)}</ul>'
 
 
-def bar_group(group: BarGroup, key: str) -> str:
-    """Bars before and after in a table with their numbers; one bar and number where all rows have but one of them."""
+def sides_of(group: BarGroup) -> list[str]:
+    """Which bars a row of the group has: `coarse`, and `refined` or `bound`, as far as any row has a value."""
     before, after = (
         any(present(value) is not None for value in side)
         for side in ([row.before for row in group.rows], [row.after for row in group.rows])
     )
-    sides = (["coarse"] if before else []) + (["bound" if group.bound else "refined"] if after or not before else [])
+    return (["coarse"] if before else []) + (["bound" if group.bound else "refined"] if after or not before else [])
 
+
+def bar_group(group: BarGroup, key: str) -> str:
+    """Bars before and after in a table with their numbers; one bar and number where all rows have but one of them."""
+    sides = sides_of(group)
     names = [*(side.capitalize() for side in sides), "Change"] if len(sides) > 1 else ["Value"]
     heads = "".join(f'<th scope="col">{name}</th>' for name in names)
     table = (

@@ -9,7 +9,7 @@ from pipeline.report import figures
 from pipeline.report.content import Report
 from pipeline.report.gallery import gallery
 from pipeline.report.script import PAGE_SCRIPT
-from pipeline.report.shell import CLOSING, opening
+from pipeline.report.shell import CLOSING, SIDES, opening
 from pipeline.report.style import PAGE_STYLE
 
 
@@ -29,9 +29,8 @@ def _page(report: Report) -> Iterator[str]:
         links["numbers"] = "Numbers"
     links |= {f"gallery-{i}": one.title for i, one in enumerate(report.galleries, 1)}
     links |= {f"table-{i}": one.title for i, one in enumerate(report.tables, 1)}
-    truth = any(card.overview.truth is not None for one in report.galleries for card in one.cards)
     lead, facts = report.lead, report.facts
-    yield opening(report.title, facts, PAGE_STYLE, script=PAGE_SCRIPT, lead=lead, links=links, truth=truth)
+    yield opening(report.title, facts, PAGE_STYLE, script=PAGE_SCRIPT, lead=lead, links=links, sides=_sides(report))
     if report.headline:
         yield figures.headline(list(report.headline))
     if report.bars or report.histograms:
@@ -42,3 +41,13 @@ def _page(report: Report) -> Iterator[str]:
     yield from (gallery(one, f"gallery-{i}") for i, one in enumerate(report.galleries, 1))
     yield from (figures.table(one, f"table-{i}") for i, one in enumerate(report.tables, 1))
     yield CLOSING
+
+
+def _sides(report: Report) -> list[str]:
+    """What the page shows in contours or bars, in the legend's order."""
+    shown = {side for group in report.bars for side in figures.sides_of(group)}
+    if report.galleries:
+        shown |= {"coarse", "refined"}
+    if any(card.overview.truth is not None for one in report.galleries for card in one.cards):
+        shown.add("truth")
+    return [side for side in SIDES if side in shown]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from pipeline.report.style import SHARED_STYLE
@@ -18,6 +18,14 @@ _THEMES = "".join(
 )
 
 
+SIDES = {
+    "coarse": "coarse mask, as it came in",
+    "refined": "refined mask, as it goes out",
+    "truth": "ground truth",
+    "bound": "upper bound",
+}
+
+
 def opening(
     title: str,
     facts: Mapping[str, str],
@@ -26,11 +34,11 @@ def opening(
     script: str = "",
     lead: str = "",
     links: Mapping[str, str] | None = None,
-    truth: bool = False,
+    sides: Sequence[str] = ("coarse", "refined"),
 ) -> str:
     """A page up to its first section. `links` are the names of its sections by their ids; only `script` may run.
 
-    With `truth`, the legend names the contour of the ground truth as well.
+    The legend names the `sides` that the page shows, keys of SIDES.
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # Nothing is ever loaded, and no text that is shown can act: the browser itself sees to it.
@@ -38,6 +46,7 @@ def opening(
         f"; script-src 'sha256-{digest}'" if script else ""
     )
     figures = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
+    legend = "".join(f'<span><i class="{side}"></i>{SIDES[side]}</span>' for side in sides)
     anchors = "".join(f'<a href="#{key}">{escape(name)}</a>' for key, name in (links or {}).items())
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -50,10 +59,7 @@ def opening(
         f"<header><h1>{escape(title)}</h1>"
         + (f'<p class="lead">{escape(lead)}</p>' if lead else "")
         + (f'<dl class="facts">{figures}</dl>' if figures else "")
-        + '<p class="legend"><span><i class="coarse"></i>coarse mask, as it came in</span>'
-        '<span><i class="refined"></i>refined mask, as it goes out</span>'
-        + ('<span><i class="truth"></i>ground truth</span>' if truth else "")
-        + "</p></header>"
+        + f'<p class="legend">{legend}</p></header>'
         # A module runs once the whole page is there.
         + (f'<script type="module">{script}</script>' if script else "")
         + "<main>"

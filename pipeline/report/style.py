@@ -92,6 +92,7 @@ figcaption{margin-top:.4rem}figcaption b{color:var(--ink)}
 PAGE_STYLE = """
 h2 small{display:inline;margin-left:.5rem;font-weight:400}
 h3{margin:0;font-size:1rem}
+i.bound{background:var(--bound)}
 i.truth{background:repeating-linear-gradient(90deg,var(--truth) 0 .4rem,var(--casing) .4rem .55rem)}
 .headline{display:grid;grid-template-columns:repeat(auto-fit,minmax(11rem,1fr));gap:1rem;margin:0 0 1.5rem;padding:0;
 list-style:none}

@@ -110,6 +110,21 @@ def test_bars_without_a_before_have_one_column(tmp_path: Path) -> None:
     assert ">Coarse</th>" not in html
 
 
+@pytest.mark.parametrize(
+    ("group", "named"),
+    [
+        (BarGroup("AP", [Bar("all", 30.0, None)]), ["coarse mask, as it came in"]),
+        (BarGroup("AP", [Bar("all", None, 30.0)]), ["refined mask, as it goes out"]),
+        (BarGroup("AP", [Bar("all", 30.0, 60.0)], bound=True), ["coarse mask, as it came in", "upper bound"]),
+    ],
+)
+def test_the_legend_names_what_the_page_shows_and_nothing_else(
+    tmp_path: Path, group: BarGroup, named: list[str]
+) -> None:
+    page = written(tmp_path, Report("Evaluation", {}, bars=[group]))
+    assert re.findall(r"</i>([^<]*)</span>", page.partition('class="legend"')[2].partition("</p>")[0]) == named
+
+
 def test_bars_without_an_after_have_one_column(tmp_path: Path) -> None:
     html = written(tmp_path, Report("t", {}, bars=[BarGroup("AP by size", [Bar("all", 2.0, None)])]))
     assert ">Value</th>" in html

@@ -155,7 +155,7 @@ def plot(found: Sequence[Point], baseline: str) -> str:
         parts.append(f'<circle cx="{at[0]}" cy="{at[1]}" r="4"{on}/>')
         kind = ' class="label on"' if point.front else ' class="label"'
         left, base, anchor = _place(at, 7.2 * len(point.setting), taken, lines)
-        if abs(base - 4 - at[1]) > 13:
+        if abs(base - 4 - at[1]) > 10:
             # Too far off to be told whose it is.
             parts.append(f'<path class="bar" d="M{at[0]} {at[1]}L{left} {base - 4}"/>')
         parts.append(_text(left, base, point.setting, anchor, kind))

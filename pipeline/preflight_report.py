@@ -70,7 +70,8 @@ class Report:
     def __str__(self) -> str:
         levels = Counter(check.level for check in self.checks)
         lines = [*map(str, self.checks), *([str(self.estimate)] if self.estimate else [])]
-        return "\n".join([*lines, f"{levels['error']} errors, {levels['warning']} warnings"])
+        counts = [f"{levels[level]} {level}{'s' * (levels[level] != 1)}" for level in ("error", "warning")]
+        return "\n".join([*lines, ", ".join(counts)])
 
 
 def size_of(count: int) -> str:

@@ -69,7 +69,7 @@ class Prepared:
             f"frames       {self.frames} cut now{again}, {self.done_before} before, {len(self.aside)} set aside",
             f"instances    {self.card['instances']}",
             f"patches      {rows} ({', '.join(f'{n} {split}' for split, n in counts.items())}),"
-            f" {self.card['bytes'] / 1e3 / max(rows, 1):.2f} MB per 1000",
+            f" {self.card['bytes'] / 1e3 / max(rows, 1):.2f} MB per 1000 patches",
         ]
         if not rows and not self.aside:
             why = "every object is a crowd (iscrowd), or has no prediction of its class that overlaps it by half"

@@ -103,13 +103,17 @@ def contains(folder: str, url: str) -> bool:
 
 
 def find(root: str, suffixes: tuple[str, ...]) -> list[str]:
-    """Sorted paths, relative to the folder `root`, of all files below it with one of the endings (lower case)."""
+    """Sorted paths, relative to the folder `root`, of all files below it with one of the endings (lower case).
+
+    Names that begin with `._` are passed over: macOS keeps a file's attributes under them, in archives, too.
+    """
     fs, path = open_store(root)
     if not stores.is_local(fs):
         return sorted(found for found, _ in _listing(root) if found.lower().endswith(suffixes))
     check_folder(root)
     base = path.rstrip("/")
-    return sorted(found[len(base) + 1 :] for found in fs.find(path) if found.lower().endswith(suffixes))
+    paths = [found[len(base) + 1 :] for found in fs.find(path) if found.lower().endswith(suffixes)]
+    return sorted(found for found in paths if not _of_macos(found))
 
 
 def names(folder: str, suffixes: tuple[str, ...]) -> list[str]:
@@ -136,15 +140,21 @@ def _listing(root: str) -> list[tuple[str, dict[str, Any]]]:
         listed = {}
     # A store may show folders as empty files whose names end with a slash.
     found = [
-        (name[len(below) :], info) for name, info in listed.items() if name.startswith(below) and not name.endswith("/")
+        (name[len(below) :], info)
+        for name, info in listed.items()
+        if name.startswith(below) and not name.endswith("/") and not _of_macos(name)
     ]
     if not found and not is_dir(root):
         raise InputError(f"{root}: expected a folder")
     return found
 
 
+def _of_macos(path: str) -> bool:
+    return path.rpartition("/")[2].startswith("._")
+
+
 def versions(root: str) -> Iterator[tuple[str, str]]:
-    """Path, relative to the folder `root`, and version of all files below it, in no order, from the listing alone.
+    """Path, relative to the folder `root`, and version of all that `find` finds, in no order, from the listing alone.
 
     A version is another whenever the file may have changed: its size with its modification time, or with the content
     tag of an object store. Where the store tells neither it is another each time, and empty for a link to nothing.
@@ -161,7 +171,7 @@ def versions(root: str) -> Iterator[tuple[str, str]]:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
-                else:
+                elif not _of_macos(entry.name):
                     yield entry.path[len(base) + 1 :], _local_version(entry)
 
 

@@ -26,6 +26,13 @@ def test_names_are_those_of_one_folder_alone(root):
     assert storage.names(f"{root}/nowhere", (".txt",)) == []
 
 
+def test_the_attributes_that_macos_keeps_beside_files_are_no_files_of_a_dump(root):
+    for path in ("a.png", "._a.png", "b/a_pred.txt", "b/._a_pred.txt"):
+        storage.put(f"{root}/{path}", b"1")
+    assert storage.find(root, ("",)) == ["a.png", "b/a_pred.txt"]
+    assert sorted(path for path, _ in storage.versions(root)) == ["a.png", "b/a_pred.txt"]
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(root):
     storage.put(f"{root}/x.bin", b"old")
 

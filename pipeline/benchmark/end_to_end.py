@@ -120,7 +120,7 @@ def _run(command: Sequence[str]) -> tuple[str, float]:
         def watch() -> None:
             nonlocal peak
             while not done.wait(0.5):
-                peak = max(peak, _memory_mb(job.pid))
+                peak = max(peak, memory_mb(job.pid))
 
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -132,8 +132,8 @@ def _run(command: Sequence[str]) -> tuple[str, float]:
     return text, peak
 
 
-def _memory_mb(pid: int) -> float:
-    """Proportional memory of a process and all its descendants; Linux only, 0 elsewhere."""
+def memory_mb(pid: int) -> float:
+    """Memory of a process and all its descendants, what they share counted once; 0 where the system does not tell."""
     if not os.path.isdir("/proc"):
         return 0.0
     children: dict[int, list[int]] = {}

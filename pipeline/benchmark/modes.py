@@ -20,7 +20,7 @@ from pipeline import demo_dump, storage
 from pipeline.benchmark import results as tables
 from pipeline.benchmark.chart import svg
 from pipeline.benchmark.cost import CostModel
-from pipeline.benchmark.end_to_end import EndToEnd, Way, best_network, run_job
+from pipeline.benchmark.end_to_end import EndToEnd, Way, best_network, memory_mb, run_job
 from pipeline.benchmark.feed import measure_feed
 from pipeline.benchmark.handling import measure_handling, network_stage
 from pipeline.benchmark.made_dump import CITYSCAPES, COCO, DISTINCT, MadeDump, Scenery, decoded, make_dump
@@ -187,6 +187,8 @@ class Bench:
         )
 
     def memory(self) -> None:
+        if not memory_mb(os.getpid()):
+            raise InputError("memory: this system does not tell that of all processes of a job, expected Linux")
         few = self._frames()
         patches = np.concatenate(measure_handling(self._made(few), HANDLED).crops)
         _, best, self.results.bare_patches_per_s = best_network(self.config.checkpoint, self.config.precision, patches)

@@ -205,6 +205,14 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_measurement(monkeyp
     assert f"error: {tmp_path}/file/out: cannot be written" in capsys.readouterr().err
 
 
+def test_memory_is_refused_at_once_where_the_system_does_not_tell_it(monkeypatch, capsys):
+    monkeypatch.setattr(modes, "memory_mb", lambda pid: 0.0)
+    monkeypatch.setattr(Bench, "_made", None)
+    monkeypatch.setattr("sys.argv", ["bench.py", "--memory"])
+    assert bench.main() == 1
+    assert capsys.readouterr().err.startswith("error: memory: this system does not tell that of all processes")
+
+
 @pytest.mark.parametrize("frames", [0, -3])
 def test_a_dump_without_frames_is_refused(frames):
     with pytest.raises(InputError, match=f"frames is {frames}: expected at least 1"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,12 @@ def golden_cases(golden: Path) -> Iterator[tuple[dict[str, Any], Mapping[str, np
         path = golden / "cases" / f"{case['name']}.npz"
         if path.exists():
             yield case, np.load(path)
+
+
+def peak_kib() -> int:
+    """The largest size that this process has had."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak >> 10 if sys.platform == "darwin" else peak  # macOS tells bytes
 
 
 def seeded_network(config: str | NetworkConfig = "hrnet18s_128", seed: int = 0) -> RefinementNetwork:

@@ -10,7 +10,6 @@ import faulthandler
 import json
 import os
 import random
-import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from pipeline.formats.coco import CocoReader, CocoWriter
 from pipeline.formats.parquet import ParquetReader, ParquetWriter
 from pipeline.records import FRAME_SCHEMA, Frame, InputError
 from pipeline.redaction import redacted
+from tests.conftest import peak_kib
 from tests.fuzz import mutations
 from tests.unit.test_formats_cityscapes import HEIGHT, WIDTH, blob, content, png
 from tests.unit.test_formats_coco import rle_of
@@ -254,7 +254,7 @@ def test_a_damaged_dump_is_refused_in_one_line_or_comes_back(tmp_path, form, mak
     dump = make(tmp_path / "in")
     outcomes: dict[str, int] = {}
     above = set(os.listdir(tmp_path.parent))
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    largest = peak_kib()
     for number in range(INPUTS // BATCHES // 3):
         name = f"{SEED}/{form}/{batch}/{number}"
         try:
@@ -266,7 +266,7 @@ def test_a_damaged_dump_is_refused_in_one_line_or_comes_back(tmp_path, form, mak
         assert set(os.listdir(tmp_path)) == {"in"}, name
         assert set(os.listdir(tmp_path / "in")) <= {"dump", "images"}, name
         assert set(os.listdir(tmp_path.parent)) == above, name
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - largest < MEMORY
+    assert peak_kib() - largest < MEMORY
     # Damage that is always noticed, or never, would show nothing.
     fine = outcomes.get("read", 0)
     assert INPUTS // 300 < fine < sum(outcomes.values()) - INPUTS // 300, outcomes

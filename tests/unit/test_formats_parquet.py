@@ -1,7 +1,5 @@
 """Parquet dumps: one schema that others read, the same bytes every time, and every wrong column is named."""
 
-import resource
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +10,7 @@ from pipeline.formats.cityscapes import CityscapesReader, CityscapesWriter
 from pipeline.formats.coco import CocoReader, CocoWriter
 from pipeline.formats.parquet import ParquetReader, ParquetWriter
 from pipeline.records import FRAME_SCHEMA, InputError
+from tests.conftest import peak_kib
 from tests.unit.test_formats_cityscapes import FRAMES, HEIGHT, WIDTH, blob, content, convert, read_frames, write_dump
 from tests.unit.test_formats_coco import INTERLEAVED, reader_of, rle_of
 
@@ -238,11 +237,11 @@ def test_text_that_all_rows_share_is_in_memory_once(tmp_path):
     # Without the Arrow schema a reader sees plain text.
     pq.write_table(table, tmp_path / "dump.parquet", store_schema=False)
     reader = ParquetReader(str(tmp_path / "dump.parquet"), str(tmp_path))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_kib()
     (ref,) = reader.list_frames()
     with pytest.raises(InputError, match="RLE counts of length 1000000"):
         list(reader.read(ref, WIDTH, HEIGHT))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+    assert peak_kib() - before < 100 << 10
 
 
 @pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])

@@ -18,7 +18,7 @@ HEARTBEAT_SECONDS = 10.0
 """How often a run renews its lease."""
 
 DEAD_SECONDS = 60.0
-"""A lease not renewed for longer belongs to a run that is dead; on its own machine a dead process is known at once."""
+"""A lease not renewed for longer belongs to a run that is dead; on its own machine Linux tells that at once."""
 
 SETTLE_SECONDS = 2.0
 """How long two runs that take over at once on an object store wait to see whose lease has stayed."""

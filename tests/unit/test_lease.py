@@ -66,6 +66,7 @@ def test_a_run_whose_clock_differs_is_not_taken_for_dead(output, monkeypatch, ag
         pass
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells whose a pid is")
 def test_a_process_that_died_on_this_machine_is_taken_over_at_once(tmp_path):
     code = f"import os; from pipeline.lease import Lease; Lease({str(tmp_path)!r}).__enter__(); os._exit(9)"
     subprocess.run([sys.executable, "-c", code], check=False)

@@ -99,6 +99,7 @@ def test_training_makes_the_loss_fall_and_its_weights_refine(data, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells whose a pid is, else the next run waits for it")
 def test_a_killed_run_goes_on_exactly(data, tmp_path, undisturbed):
     flags = ["--data", data, "--output", str(tmp_path), *SMALL, "--fit.steps=8"]
     process = subprocess.Popen([sys.executable, job.__file__, *flags], stdout=subprocess.DEVNULL)

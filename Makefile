@@ -1,5 +1,5 @@
-# `make demo` and `make test` each set up .venv by themselves; PYTHON chooses the interpreter (3.11 or newer).
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# `make demo` and `make test` each set up .venv by themselves; PYTHON chooses the interpreter (3.11 to 3.13).
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV := .venv
 FOR_DEMO := $(VENV)/installed-for-demo
 FOR_TEST := $(VENV)/installed-for-test

@@ -3,6 +3,7 @@ import importlib
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -165,3 +166,12 @@ def test_the_quickstart_runs_as_it_is_written(tmp_path):
     assert (tmp_path / "demo" / "report.html").is_file()
     assert (tmp_path / "evaluation" / "report.html").is_file()
     assert "with_pandas" in done.stdout
+
+
+def test_make_takes_a_python_that_is_supported_before_a_newer_one(tmp_path):
+    for name in ("python3", "python3.12", "python3.14"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    command = [shutil.which("make"), "--dry-run", "demo", f"VENV={tmp_path}/venv"]
+    done = subprocess.run(command, cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{tmp_path}/python3.12 -m venv {tmp_path}/venv\n")

@@ -172,13 +172,14 @@ class CityscapesWriter:
             names = self._png_names(frame, posixpath.basename(base))
             # Before anything is written: where the list's name is too long, the PNGs' may still do.
             listed, lines = self._listed_pngs(base), []
+            # Before the list is replaced: a run killed in between finds them in it again. And before PNGs are written:
+            # where a file system does not tell a from A, they may be other names of these.
+            for path in listed - {posixpath.normpath(posixpath.join(folder, name)) for name in names}:
+                storage.remove(writable(self.output, path))
             for instance, name in zip(frame.instances, names):
                 png = encode_png(instance.mask, instance.origin, frame.width, frame.height)
                 storage.put(writable(self.output, posixpath.join(folder, name)), png)
                 lines.append(f"{name} {instance.category_id} {float(instance.score)!r}\n")
-            # Before the list is replaced: a run killed in between finds them in it again.
-            for path in listed - {posixpath.normpath(posixpath.join(folder, name)) for name in names}:
-                storage.remove(writable(self.output, path))
             storage.put(writable(self.output, base + PRED), "".join(lines).encode())
         return ""
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline import storage
 from pipeline.formats.cityscapes import CityscapesReader, CityscapesWriter
 from pipeline.formats.mask_png import decode_png, encode_png
-from pipeline.records import Frame, FrameRef, InputError, cut_to_box
+from pipeline.records import Frame, FrameRef, InputError, Instance, cut_to_box
 from tests.conftest import peak_kib
 
 WIDTH, HEIGHT = 48, 32
@@ -433,3 +433,17 @@ def test_a_png_whose_parts_claim_gigabytes_or_that_has_more_than_pixels_takes_no
         assert np.array_equal(found, cut_to_box(blob(1))[0])
         assert origin == cut_to_box(blob(1))[1]
     assert peak_kib() - before < 100 << 10
+
+
+def test_a_png_whose_name_changed_in_case_alone_is_there_on_file_systems_that_do_not_tell(tmp_path, monkeypatch):
+    def found(url):
+        folder, _, name = url.rpartition("/")
+        return next((f"{folder}/{old}" for old in storage.names(folder, ("",)) if old.lower() == name.lower()), url)
+
+    put, remove = storage.put, storage.remove
+    monkeypatch.setattr(storage, "put", lambda url, data: (remove(found(url)), put(url, data)))
+    monkeypatch.setattr(storage, "remove", lambda url: remove(found(url)))
+    for name in ("x_Car.png", "x_car.png"):
+        instance = Instance(name, 26, 1.0, *cut_to_box(blob(1)))
+        CityscapesWriter(str(tmp_path)).commit([Frame("x", "x.png", WIDTH, HEIGHT, [instance])])
+        assert sorted(os.listdir(tmp_path)) == sorted([name, "x_pred.txt"])

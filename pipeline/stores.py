@@ -36,6 +36,14 @@ _CODES = (
 )
 _UNKNOWN_TO_IT = ("AuthenticationFailed", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "RequestTimeTooSkewed")
 """Codes by which a store refuses who asks, and not only what is asked for."""
+_WITHOUT_CREDENTIALS = {
+    "ClientAuthenticationError",
+    "CredentialRetrievalError",
+    "DefaultCredentialsError",
+    "NoCredentialsError",
+    "RefreshError",
+}
+"""Exceptions of azure, botocore and google where who asks is not known even here."""
 _ERRNO = {
     errno.EBUSY,
     errno.ECONNABORTED,
@@ -50,6 +58,7 @@ _KINDS = {
     "ChunkedEncodingError",
     "ClientConnectionError",
     "ClientPayloadError",
+    "ConnectionError",
     "HTTPClientError",
     "IncompleteRead",
     "IncompleteReadError",
@@ -57,8 +66,9 @@ _KINDS = {
     "ResponseParserError",
     "ServiceRequestError",
     "ServiceResponseError",
+    "TransportError",
 }
-"""Exceptions of aiohttp, botocore, urllib3, azure and requests; by name, as none needs to be installed."""
+"""Exceptions of aiohttp, azure, botocore, google, requests and urllib3; by name, as none needs to be installed."""
 
 _Result = TypeVar("_Result")
 _log = logging.getLogger(__name__)
@@ -204,7 +214,7 @@ def _give_up(url: str, error: Exception, after_s: float | None, reading: bool) -
         raise error
     reason = describe(error) + (f"; tried for {after_s:.0f} s" if after_s is not None else "")
     if reading:
-        away = after_s is not None or any(_has_code(cause, _UNKNOWN_TO_IT) for cause in _causes(error))
+        away = after_s is not None or any(map(_is_of_who_asks, _causes(error)))
         raise (AwayError if away else InputError)(f"{url}: cannot be read ({reason})") from None
     raise StoreError(redacted(f"{url}: cannot be written ({reason})")) from None
 
@@ -235,6 +245,12 @@ def is_transient(error: BaseException) -> bool:
         isinstance(cause, ConnectionError | TimeoutError) or (isinstance(cause, OSError) and cause.errno in _ERRNO)
         for cause in causes
     )
+
+
+def _is_of_who_asks(error: BaseException) -> bool:
+    """Whether a store has refused who asks, so that it would refuse whatever is asked for."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return _status(error) == 401 or _has_code(error, _UNKNOWN_TO_IT) or bool(kinds & _WITHOUT_CREDENTIALS)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -1,10 +1,12 @@
 import time
 
+import fsspec
 import pytest
 
 from pipeline import storage, stores
 from pipeline.records import InputError
 from pipeline.stores import AwayError, StoreError
+from tests.deploy.heads import free_ports
 from tests.stores.server import FAULTS, denying, one_by_one
 
 pytestmark = pytest.mark.slow
@@ -102,11 +104,44 @@ def test_access_that_is_denied_is_told_at_once(s3, bucket, monkeypatch):
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize(("status", "code"), [("400 Bad Request", "ExpiredToken"), ("403 No", "InvalidAccessKeyId")])
+@pytest.mark.parametrize(
+    ("status", "code"), [("400 Bad Request", "ExpiredToken"), ("403 No", "InvalidAccessKeyId"), ("401 Who", "X")]
+)
 def test_credentials_that_are_not_accepted_are_no_matter_of_one_file(s3, bucket, monkeypatch, status, code):
     monkeypatch.setattr(s3, "app", denying(status, code))
     with pytest.raises(AwayError, match=rf"/x: cannot be read \(.*{code}"):
         storage.read(f"{bucket}/x")
+
+
+@pytest.fixture
+def anew(s3):
+    """Lets stores be opened by the variables of the test."""
+
+    def forget():
+        type(fsspec.filesystem("s3")).clear_instance_cache()
+        stores.of_many_requests.cache_clear()
+
+    forget()
+    yield
+    forget()
+
+
+def test_a_store_that_takes_no_connection_is_asked_again(anew, brief, monkeypatch):
+    (port,) = free_ports(1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+    for call in (storage.read, storage.exists, lambda url: storage.find(url, ("",))):
+        with pytest.raises(AwayError, match=r"^s3://b/x: cannot be read \(Could not connect .*; tried for \d+ s\)$"):
+            call("s3://b/x")
+    with pytest.raises(StoreError, match=r"^s3://b/x: cannot be written \(Could not connect .*; tried for \d+ s\)$"):
+        storage.put("s3://b/x", b"")
+
+
+def test_credentials_that_are_not_there_are_no_matter_of_one_file(anew, monkeypatch):
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with pytest.raises(AwayError, match=r"^s3://b/x: cannot be read \(.*credentials"):
+        storage.read("s3://b/x")
 
 
 def test_a_file_created_though_the_answer_was_lost_counts_as_created(s3, bucket):

@@ -20,7 +20,7 @@ from pipeline.limits import LimitsConfig
 from pipeline.patches import crop, paste
 from pipeline.proposals import PATCH_PX, boundary_strength, propose
 from pipeline.records import Frame, FrameRef, InputError, Instance, cut_to_box
-from pipeline.stores import AwayError
+from pipeline.stores import AwayError, NotGivenError
 from pipeline.work import Receipt, Work
 
 if TYPE_CHECKING:  # torch stays out of the processes that only cut and paste
@@ -297,8 +297,8 @@ def _replace(
 def commit(works: Sequence[Work], writer: Writer) -> list[Receipt]:
     """Write the finished frames of one block and say what became of each; frames set aside write nothing.
 
-    An OSError or AwayError is the store's and ends the run, unless it is about the length of a frame's own name;
-    whatever else goes wrong sets aside the frame that it goes wrong with.
+    An OSError, AwayError or NotGivenError is the store's and ends the run, unless it is about the length of a frame's
+    own name; whatever else goes wrong sets aside the frame that it goes wrong with.
     """
     started, written = time.perf_counter(), storage.traffic["written"]
     good = [work for work in works if work.frame is not None]
@@ -306,7 +306,8 @@ def commit(works: Sequence[Work], writer: Writer) -> list[Receipt]:
     try:
         part = writer.commit([work.frame for work in good if work.frame is not None]) if good else ""
     except Exception as error:
-        if isinstance(error, AwayError) or (isinstance(error, OSError) and error.errno != errno.ENAMETOOLONG):
+        too_long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+        if isinstance(error, OSError | AwayError | NotGivenError) and not too_long:
             raise
         if len(works) > 1:
             return [receipt for work in works for receipt in commit([work], writer)]

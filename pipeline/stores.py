@@ -73,6 +73,8 @@ _KINDS = {
 _Result = TypeVar("_Result")
 _log = logging.getLogger(__name__)
 _said = float("-inf")
+_answered: dict[str, Callable[[], Any]] = {}
+"""By store, the last read of a file that it has answered."""
 
 
 class StoreError(OSError):
@@ -82,8 +84,13 @@ class StoreError(OSError):
 class AwayError(InputError):
     """A file could not be read of which nobody knows what is wrong with it, if anything.
 
-    Its store has failed for longer than it is asked again, or does not accept the credentials any more.
+    Its store has failed for longer than it is asked again, also for a file that it gave before, or does not accept the
+    credentials any more.
     """
+
+
+class NotGivenError(InputError):
+    """A store does not give a file, though it gives others."""
 
 
 def patience_s() -> float:
@@ -189,12 +196,16 @@ def asked(url: str, call: Callable[[], _Result], *, reading: bool, again: bool =
 
     With `again` False it is made once, as where only a part of a call was lost.
     FileNotFoundError and FileExistsError pass through. All else that does not pass becomes one line that names the URL:
-    InputError (AwayError where it is no matter of the one file), or StoreError where `reading` is False.
+    InputError (AwayError where it is no matter of the one file, NotGivenError where it is), or StoreError where
+    `reading` is False.
     """
     started, wait, failed = time.monotonic(), 0.2, math.inf
     while True:
         try:
-            return call()
+            result = call()
+            if isinstance(result, bytes):
+                _answered[_store_of(url)] = call
+            return result
         except Exception as error:
             passing = is_transient(error)
             # A listing may have taken longer than patience until it failed for the first time.
@@ -214,9 +225,26 @@ def _give_up(url: str, error: Exception, after_s: float | None, reading: bool) -
         raise error
     reason = describe(error) + (f"; tried for {after_s:.0f} s" if after_s is not None else "")
     if reading:
-        away = after_s is not None or any(map(_is_of_who_asks, _causes(error)))
-        raise (AwayError if away else InputError)(f"{url}: cannot be read ({reason})") from None
+        kind = InputError
+        if any(map(_is_of_who_asks, _causes(error))):
+            kind = AwayError
+        elif after_s is not None:
+            kind = NotGivenError if _still_answers(url) else AwayError
+        raise kind(f"{url}: cannot be read ({reason})") from None
     raise StoreError(redacted(f"{url}: cannot be written ({reason})")) from None
+
+
+def _store_of(url: str) -> str:
+    """Protocol and bucket or server."""
+    return "/".join(url.split("/")[:3])
+
+
+def _still_answers(url: str) -> bool:
+    """Whether the store of a file that it does not give still gives another one."""
+    try:
+        return _answered[_store_of(url)]() is not None
+    except Exception:
+        return False
 
 
 def describe(error: BaseException) -> str:

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline import storage, stores
 from pipeline.records import InputError
-from pipeline.stores import AwayError, StoreError
+from pipeline.stores import AwayError, NotGivenError, StoreError
 from tests.deploy.heads import free_ports
 from tests.stores.server import FAULTS, denying, one_by_one
 
@@ -110,6 +110,16 @@ def test_access_that_is_denied_is_told_at_once(s3, bucket, monkeypatch):
 def test_credentials_that_are_not_accepted_are_no_matter_of_one_file(s3, bucket, monkeypatch, status, code):
     monkeypatch.setattr(s3, "app", denying(status, code))
     with pytest.raises(AwayError, match=rf"/x: cannot be read \(.*{code}"):
+        storage.read(f"{bucket}/x")
+
+
+def test_a_file_that_a_store_never_gives_while_it_gives_others_is_a_matter_of_this_file(s3, bucket, brief):
+    for name in "xy":
+        storage.put(f"{bucket}/{name}", b"1")
+    storage.read(f"{bucket}/y")
+    with s3.failing(1.0, "500", only="/x?"), pytest.raises(NotGivenError, match=r"/x: cannot be read .*; tried"):
+        storage.read(f"{bucket}/x")
+    with s3.failing(1.0, "500"), pytest.raises(AwayError, match=r"/x: cannot be read .*; tried"):
         storage.read(f"{bucket}/x")
 
 

@@ -146,6 +146,16 @@ def test_a_run_whose_credentials_expire_ends_instead_of_setting_the_other_frames
     assert objects(f"{bucket}/out") == expected["coco"]
 
 
+def test_an_image_that_the_store_never_gives_does_not_stop_the_others(s3, bucket, dump, checkpoint_path, monkeypatch):
+    monkeypatch.setenv("BPR_STORE_PATIENCE_S", "1")
+    config = _on_s3(dump, bucket, "coco", checkpoint_path, local=True)
+    name = f"GET /{bucket.removeprefix('s3://')}/in/images/frame_002"
+    monkeypatch.setattr(s3, "app", denying("500 Internal Server Error", "InternalError", s3.app, only=name))
+    summary = _quiet(config)
+    (reason,) = summary.quarantined.values()
+    assert re.search(r"/in/images/frame_002\.png: cannot be read \(.*; tried for", reason)
+
+
 def test_images_of_a_web_server_and_predictions_on_s3_go_together(
     s3, bucket, web, tmp_path, dump, checkpoint_path, expected
 ):

@@ -13,7 +13,7 @@ from pipeline.limits import LimitsConfig
 from pipeline.patches import crop, paste
 from pipeline.records import Frame, FrameRef, Instance, cut_to_box
 from pipeline.stages import Cutting, assemble, commit, cut, extract, refine, refine_in_pieces
-from pipeline.stores import AwayError
+from pipeline.stores import AwayError, NotGivenError
 from pipeline.work import Work
 from tests.conftest import golden_cases, random_patches, seeded_network
 
@@ -156,7 +156,14 @@ def test_of_a_block_that_cannot_be_written_only_the_frame_that_is_the_cause_is_s
     assert [receipt.error for receipt in receipts] == ["", "b.png: ZeroDivisionError: odd", ""]
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), AwayError("s3://b/a: cannot be read")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        AwayError("s3://b/a: cannot be read"),
+        NotGivenError("s3://b/a: cannot be read"),
+    ],
+)
 def test_a_store_that_fails_is_no_fault_of_a_frame(error):
     with pytest.raises(type(error), match=r"No space left|cannot be read"):
         commit([Work(name, Frame(name, "a.png", 5, 5, [])) for name in "ab"], Mock(commit=Mock(side_effect=error)))

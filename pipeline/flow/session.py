@@ -9,6 +9,7 @@ import secrets
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,12 @@ from pipeline.records import InputError
 
 INSIST_SECONDS = 30.0
 """How long a process may take to end after a signal before it is told again."""
+
+_DATA_THREADS = ("StreamingExecutor", "iter_threaded")
+"""How the names of the threads begin in which Ray Data schedules tasks and fetches what they return."""
+
+_DATA_PATIENCE_S = 20.0
+"""How long these may take to notice that nobody wants their results any more: seconds, on a machine with much to do."""
 
 _insisting: list[threading.Timer] = []
 _open_contexts: list[Any] = []
@@ -173,7 +180,21 @@ def ray_cluster(**settings: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        try:
+            _await_ray_data()
+        finally:
+            ray.shutdown()
+
+
+def _await_ray_data() -> None:
+    """Wait until no thread of Ray Data needs the session: one that does afterwards ends the process or starts Ray anew.
+
+    Ray Data itself waits two seconds for it where a data set is left before its end, as after Ctrl-C.
+    """
+    deadline = time.monotonic() + _DATA_PATIENCE_S
+    for thread in threading.enumerate():
+        if thread.name.startswith(_DATA_THREADS):
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 @contextmanager

@@ -216,3 +216,32 @@ def test_a_run_that_starts_ray_needs_no_home(tmp_path, checkpoint_path):
     )
     assert done.returncode == 0, done.stderr
     assert "2 refined now" in done.stdout
+
+
+LEFT_EARLY = """
+import time
+from pipeline.flow.on_ray import map_blocks
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
+step = StreamingExecutor._scheduling_loop_step
+
+def late(self, topology):
+    time.sleep(3)
+    return step(self, topology)
+
+results = map_blocks([[number] for number in range(9)], sum, local=False)
+next(results)
+StreamingExecutor._scheduling_loop_step = late
+time.sleep(0.2)
+results.close()
+print("left")
+"""
+
+
+def test_a_run_left_early_outlives_its_ray_however_slowly_that_ends():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_EARLY], cwd=root, env=environment, capture_output=True, text=True, timeout=180
+    )
+    assert (done.returncode, done.stdout) == (0, "left\n"), done.stderr

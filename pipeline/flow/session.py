@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
 import time
@@ -21,6 +22,9 @@ from pipeline.records import InputError
 
 INSIST_SECONDS = 30.0
 """How long a process may take to end after a signal before it is told again."""
+
+_HEAD_PATIENCE_S = 60.0
+"""How long the head of the cluster may be away at the start, in seconds; Ray itself tries for a quarter of an hour."""
 
 _DATA_THREADS = ("StreamingExecutor", "iter_threaded")
 """How the names of the threads begin in which Ray Data schedules tasks and fetches what they return."""
@@ -176,6 +180,8 @@ def ray_cluster(**settings: Any) -> Iterator[None]:
         if not os.access(os.path.expanduser("~"), os.W_OK):
             # Ray would keep the token of its sessions there.
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
+    else:
+        _await_head(os.environ["RAY_ADDRESS"])
     ray.init(logging_level=logging.ERROR, **settings)
     try:
         yield
@@ -184,6 +190,26 @@ def ray_cluster(**settings: Any) -> Iterator[None]:
             _await_ray_data()
         finally:
             ray.shutdown()
+
+
+def _await_head(address: str) -> None:
+    """Wait until something listens where RAY_ADDRESS says; InputError if nothing does, or if it is no address."""
+    if address == "auto" or "://" in address:
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"RAY_ADDRESS is {address!r}: expected host:port of a cluster's head, auto or local")
+    deadline = time.monotonic() + _HEAD_PATIENCE_S
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > deadline:
+                raise InputError(
+                    f"RAY_ADDRESS is {address}, where nothing listens ({error}): expected the head of a running cluster"
+                ) from None
+        time.sleep(1)
 
 
 def _await_ray_data() -> None:

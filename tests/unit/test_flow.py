@@ -295,6 +295,21 @@ def test_a_request_to_stop_that_was_lost_comes_again(monkeypatch, number, raised
     time.sleep(0.8)
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "RAY_ADDRESS is 127.0.0.1:1, where nothing listens .*Connection refused"),
+        ("head:99999999", "RAY_ADDRESS is head:99999999, where nothing listens"),
+        ("head", "RAY_ADDRESS is 'head': expected host:port"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_one_line_and_not_awaited_for_long(monkeypatch, address, said):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(session, "_HEAD_PATIENCE_S", 0)
+    with pytest.raises(InputError, match=said), session.ray_cluster():
+        pass
+
+
 CPUS, GPU, BOTH = {"CPU": 8.0}, {"GPU": 1.0, "CPU": 0.0}, {"CPU": 8.0, "GPU": 2.0}
 
 

@@ -38,7 +38,7 @@ from pipeline.training_patches import (
     PrepareConfig,
     cut_frame,
     generator,
-    pairs_to_cut,
+    matched,
     read_predictions,
 )
 from pipeline.work import Receipt
@@ -58,6 +58,9 @@ class Prepared:
     aside: dict[str, str]
     unpaired: str
     """One line on images that have ground truth or predictions only; empty where all have both."""
+    predictions: int
+    """Of the frames cut now, as are those `unmatched`: without an object of their class that they overlap by half."""
+    unmatched: int
     card: dict[str, Any]
     wall_s: float
 
@@ -78,6 +81,9 @@ class Prepared:
             lines.append(f"removed      {self.removed} frames of an earlier run")
         if self.unpaired:
             lines.append(f"unpaired     {self.unpaired}")
+        if self.unmatched:
+            why = "overlap no object of their class by half, and were left out"
+            lines.append(f"unmatched    {self.unmatched} of {self.predictions} predictions {why}")
         lines += [f"set aside    {printable(key)}: {error}" for key, error in list(self.aside.items())[:5]]
         if len(self.aside) > 5:
             lines.append(f"set aside    ... {len(self.aside) - 5} more, all in {self.output}/_ledger/quarantine.csv")
@@ -144,6 +150,8 @@ def prepare(config: PrepareConfig, log: Callable[[str], None] = print) -> Prepar
             done_before=len(items) - left,
             aside=dict(ledger.aside),
             unpaired=unpaired,
+            predictions=progress.counts["predictions"],
+            unmatched=progress.counts["unmatched"],
             card=card,
             wall_s=time.monotonic() - started,
         )
@@ -226,7 +234,7 @@ def _names(items: Sequence[Item], cutter: Cutter) -> list[tuple[str, list[str]]]
     for item in items:
         try:
             frame = cutter.truth.read(item.truth)
-            pairs = pairs_to_cut(item, read_predictions(item, cutter, frame), frame)
+            pairs = matched(read_predictions(item, cutter, frame), frame)
             found.append((item.truth.key, [name for name, _, _ in pairs]))
         except AwayError:
             raise
@@ -263,6 +271,7 @@ def _cut_block(items: Sequence[Item], cutter: Cutter) -> list[Receipt]:
                 seconds={"extract": time.perf_counter() - started},
                 refined_at=0.0,
                 identity="" if error else cut.identity,
+                counts={"predictions": cut.predictions, "unmatched": cut.unmatched},
             )
         )
     tables = {

@@ -148,17 +148,14 @@ def read_predictions(item: Item, cutter: Cutter, frame: TrueFrame) -> list[Insta
     return list(cutter.reader.read(item.predicted, frame.width, frame.height))
 
 
-def pairs_to_cut(
-    item: Item, predictions: Sequence[Instance] | None, frame: TrueFrame
+def matched(
+    predictions: Sequence[Instance] | None, frame: TrueFrame
 ) -> list[tuple[str, Instance | None, TrueInstance]]:
-    """Every object to cut: its name, its predicted mask (None where it is to be generated), and its target."""
-    things = frame.objects
+    """Every object that can be cut: its name, its predicted mask (None where it is generated), and its target."""
     if predictions is None:
-        pairs: list[tuple[str, Instance | None, TrueInstance]] = [(true.instance_id, None, true) for true in things]
-    else:
-        found = zip(predictions, best_truths(predictions, things))
-        pairs = [(one.instance_id, one, true) for one, (true, iou) in found if true is not None and iou > MIN_IOU]
-    return [pair for pair in pairs if item.chosen is None or pair[0] in item.chosen]
+        return [(true.instance_id, None, true) for true in frame.objects]
+    found = zip(predictions, best_truths(predictions, frame.objects))
+    return [(one.instance_id, one, true) for one, (true, iou) in found if true is not None and iou > MIN_IOU]
 
 
 def _iou(first: Located, second: Located) -> float:
@@ -175,6 +172,9 @@ class Cut:
     instances: set[str] = field(default_factory=set)
     identity: str = ""
     """That of the frame, without what reading has shown not to matter to it."""
+    predictions: int = 0
+    unmatched: int = 0
+    """Predictions without an object of their class that they overlap enough (MIN_IOU)."""
 
 
 def cut_frame(item: Item, cutter: Cutter) -> Cut:
@@ -188,7 +188,11 @@ def cut_frame(item: Item, cutter: Cutter) -> Cut:
         cut.identity = cutter.reader.identity(replace(item.predicted, identity=item.identity), predictions)
     split = "val" if generator(config.seed, key, "split").random() < config.val_share else "train"
     about = {"frame_id": key, "split": split}
-    pairs = pairs_to_cut(item, predictions, frame)
+    pairs = matched(predictions, frame)
+    if predictions is not None:
+        cut.predictions, cut.unmatched = len(predictions), len(predictions) - len(pairs)
+    if item.chosen is not None:
+        pairs = [pair for pair in pairs if pair[0] in item.chosen]
     generated = []
     for name, instance, true in pairs:
         if instance is None or generator(config.seed, key, name, "coarsen").random() < config.coarsened:

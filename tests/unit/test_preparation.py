@@ -62,9 +62,13 @@ def test_predictions_without_a_truth_of_their_class_are_left_out(truth, tmp_path
     assert "nothing cut" not in str(_prepare(truth, tmp_path / "other", predictions=str(predict(truth))))
 
 
-def test_predictions_that_overlap_their_truth_by_half_or_less_are_left_out(truth, tmp_path):
+def test_predictions_that_overlap_their_truth_by_half_or_less_are_left_out_and_counted(truth, tmp_path):
     prepared = _prepare(truth, tmp_path / "out", predictions=str(predict(truth, shift=60)))
     assert prepared.card["instances"] == 0
+    assert "unmatched    8 of 8 predictions overlap no object of their class by half" in str(prepared)
+    strays = _prepare(truth, tmp_path / "other", predictions=str(predict(truth)))
+    assert "unmatched    4 of 8 predictions" in str(strays)
+    assert "unmatched" not in str(_prepare(truth, tmp_path / "made"))
 
 
 def test_images_without_predictions_are_counted_not_skipped_silently(truth, tmp_path):

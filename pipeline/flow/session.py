@@ -169,7 +169,10 @@ def alone_without(kind: str) -> InputError:
 
 @contextmanager
 def ray_cluster(**settings: Any) -> Iterator[None]:
-    """Join the Ray cluster this process belongs to, or start one and stop it again; `settings` go to ray.init."""
+    """Join the Ray cluster this process belongs to, or start one and stop it again; `settings` go to ray.init.
+
+    InputError or OSError where there is none to join, or none starts.
+    """
     import ray
 
     if ray.is_initialized():
@@ -182,7 +185,14 @@ def ray_cluster(**settings: Any) -> Iterator[None]:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(16))
     else:
         _await_head(os.environ["RAY_ADDRESS"])
-    ray.init(logging_level=logging.ERROR, **settings)
+    try:
+        ray.init(logging_level=logging.ERROR, **settings)
+    except OSError:
+        raise
+    except Exception as error:  # a bare one, such as where its folder is full
+        logs = os.path.join(os.environ.get("RAY_TMPDIR", "/tmp"), "ray")
+        reason = " ".join(str(error).split())
+        raise InputError(f"Ray did not start ({reason:.300}): expected room for its logs in {logs}") from None
     try:
         yield
     finally:

@@ -310,6 +310,20 @@ def test_a_cluster_that_is_not_there_is_one_line_and_not_awaited_for_long(monkey
         pass
 
 
+def test_a_ray_that_does_not_start_is_one_line_that_names_its_folder(monkeypatch):
+    def fail(**_):
+        raise Exception("The node timed out\nduring startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", "/scratch")
+    monkeypatch.setattr("ray.init", fail)
+    with (
+        pytest.raises(InputError, match=r"did not start \(The node timed out during startup.\): .* in /scratch/ray"),
+        session.ray_cluster(),
+    ):
+        pass
+
+
 CPUS, GPU, BOTH = {"CPU": 8.0}, {"GPU": 1.0, "CPU": 0.0}, {"CPU": 8.0, "GPU": 2.0}
 
 

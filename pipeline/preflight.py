@@ -249,10 +249,12 @@ def _earlier_run(config: CheckConfig, fingerprint: dict[str, Any], done: int) ->
     differing = sorted(key for key in {*before, *fingerprint} if before.get(key) != fingerprint.get(key))
     if not differing:
         return Check("earlier run", "ok", f"same settings, {done} frames are done")
+    if config.restart:
+        return Check("earlier run", "ok", f"other settings; --restart forgets the {done} frames that are done")
     if not done:
         return Check("earlier run", "ok", "other settings, but it finished no frame")
     findings = [f"{run}: {key} = {before.get(key)!r}, not {fingerprint.get(key)!r}" for key in differing]
-    message = "this output was made with other settings; choose another output, or remove this one"
+    message = "this output was made with other settings; choose another output, or --restart to refine every frame anew"
     return Check("earlier run", "error", message, findings[:SHOWN], len(findings))
 
 

@@ -305,6 +305,14 @@ def test_every_setting_in_which_an_earlier_run_differs_is_named(config, tmp_path
     found = _errors(check(config(nms_threshold=0.4, padding=4)))["earlier run"]
     run = f"{tmp_path}/out/_ledger/run.json"
     assert found.findings == [f"{run}: nms_threshold = 0.55, not 0.4", f"{run}: padding = 0, not 4"]
+    assert "--restart" in found.message
+
+
+def test_other_settings_are_no_error_where_the_run_is_to_restart(config):
+    refine_dump(config(local=True), log=lambda _: None)
+    report = check(config(nms_threshold=0.4, restart=True))
+    assert not report.failed
+    assert report.estimate.frames == 6
 
 
 def test_a_damaged_ledger_is_found(config, tmp_path):

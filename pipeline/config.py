@@ -166,8 +166,15 @@ def parse(config_class: type[Config], arguments: list[str]) -> Config:
 
 
 def with_absolute(config: Config, *names: str) -> Config:
-    """The same settings with the paths of these names, as far as they are given, meaning the same in every process."""
-    return replace(config, **{name: storage.absolute(url) for name in names if (url := getattr(config, name))})
+    """The same settings with the paths of these names, as far as they are given, meaning the same in every process.
+
+    InputError where one is empty, as of a shell's variable that is not set: it would name this folder, or the root.
+    """
+    given = {name: url for name in names if (url := getattr(config, name)) is not None}
+    for name, url in given.items():
+        if not url:
+            raise InputError(f"{name} is empty: expected a path or URL")
+    return replace(config, **{name: storage.absolute(url) for name, url in given.items()})
 
 
 class _Loader(yaml.SafeLoader):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from model.backend import Backend, UnsupportedError, resolve_backend
 from model.bundled import missing, resolve
 from pipeline import dump, flow, storage
-from pipeline.config import RefineConfig
+from pipeline.config import RefineConfig, with_absolute
 from pipeline.formats import Reader, Writer
 from pipeline.formats.parts import PartError, damaged, sweep
 from pipeline.incremental import Difference, compare
@@ -243,14 +243,8 @@ def absolute(config: RefineConfig) -> RefineConfig:
     checkpoint = resolve(config.checkpoint)
     if not storage.exists(checkpoint):
         raise InputError(missing(config.checkpoint))
-    return replace(
-        config,
-        predictions=storage.absolute(config.predictions),
-        images=storage.absolute(config.images),
-        output=storage.absolute(config.output),
-        image_list=config.image_list and storage.absolute(config.image_list),
-        checkpoint=storage.absolute(checkpoint),
-    )
+    config = replace(config, checkpoint=checkpoint)
+    return with_absolute(config, "predictions", "images", "output", "image_list", "checkpoint")
 
 
 def placement_of(config: RefineConfig) -> flow.Placement:

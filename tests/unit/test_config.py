@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.config import RefineConfig, parse
+from pipeline.config import RefineConfig, parse, with_absolute
 from pipeline.guard import GuardConfig
 from pipeline.records import InputError
 
@@ -68,6 +68,13 @@ def test_a_setting_out_of_range_is_named(flags, message, capsys):
         parse(RefineConfig, [*NEEDED, *flags])
     shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert message in shown
+
+
+@pytest.mark.parametrize("name", ["predictions", "images", "output", "image_list"])
+def test_an_empty_path_is_named_and_not_taken_for_the_root(name):
+    settings = {"predictions": "p", "images": "i", "output": "o", name: ""}
+    with pytest.raises(InputError, match=f"{name} is empty: expected a path or URL"):
+        with_absolute(RefineConfig(**settings), *settings)
 
 
 def test_the_guard_is_a_group_of_settings_in_flags_and_yaml(tmp_path):

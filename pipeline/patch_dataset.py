@@ -7,7 +7,6 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from model.augment import Augmentation, augment
 from pipeline import storage
 from pipeline.config import MAX_PATCH_PX
+from pipeline.images import decoded
 from pipeline.records import InputError
 
 SPLITS = ("train", "val")
@@ -82,13 +82,11 @@ def unpack(table: pa.Table) -> np.ndarray:
     out = np.empty((len(table), side, side, 5), np.uint8)
     columns = (table[name].to_pylist() for name in _READ[:-1])
     for patch, image, coarse, target, frame_id, instance_id in zip(out, *columns):
-        decoded = None
-        with suppress(cv2.error):  # of an empty image
-            decoded = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
-        if decoded is None or decoded.shape[:2] != (side, side):
+        pixels = decoded(image, cv2.IMREAD_COLOR_RGB)
+        if pixels is None or pixels.shape[:2] != (side, side):
             name = f"{instance_id} in {frame_id}"
             raise InputError(f"patch of {name}: expected a PNG of {side} x {side} pixels; cut the data set again")
-        patch[..., :3] = decoded[..., ::-1]
+        patch[..., :3] = pixels
         for channel, bits in ((3, coarse), (4, target)):
             patch[..., channel] = np.unpackbits(np.frombuffer(bits, np.uint8), count=side * side).reshape(side, side)
     return out

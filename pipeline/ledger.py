@@ -123,12 +123,12 @@ class Ledger:
         if there:
             for name in self._numbered():
                 storage.remove(f"{self.root}/{name}")
-            self._put_json("identities.json", {})
+            self.note("identities.json", {})
             storage.remove(f"{self.root}/finished.json")
         self.parts, self.identities, self.aside, self._renewed = {}, {}, {}, {}
         self.withdrawn = set()
         try:
-            self._put_json("run.json", fingerprint)
+            self.note("run.json", fingerprint)
         except OSError as error:
             raise InputError(f"{self.root}: cannot write the output there ({error.strerror or error})") from None
 
@@ -141,7 +141,7 @@ class Ledger:
         changed, removed = sorted(changed), sorted(removed)
         if not changed and not removed:
             return
-        self._put_json(self._next(_WITHDRAWN), {"changed": changed, "removed": removed})
+        self.note(self._next(_WITHDRAWN), {"changed": changed, "removed": removed})
         for frame_id in (*changed, *removed):
             self.parts.pop(frame_id, None)
             self.identities.pop(frame_id, None)
@@ -153,7 +153,7 @@ class Ledger:
             for frame_id, identity in identities.items():
                 self._renewed[frame_id] = [self._renewed.get(frame_id, [self.identities[frame_id]])[0], identity]
                 self.identities[frame_id] = identity
-            self._put_json("identities.json", self._renewed)
+            self.note("identities.json", self._renewed)
 
     def file_names(self, frame_ids: Container[str]) -> dict[str, str]:
         """The image's path of each of these frames when it was last finished, withdrawn or not."""
@@ -163,9 +163,9 @@ class Ledger:
                 found[entry["frame_id"]] = entry.get("file_name", "")
         return found
 
-    def note(self, name: str, facts: Mapping[str, Any]) -> None:
-        """Keep what is known of a run, under a name of its own below the ledger."""
-        self._put_json(name, dict(facts))
+    def note(self, name: str, content: Mapping[str, Any]) -> None:
+        """Keep what is known of a run as json, under a name of its own below the ledger."""
+        storage.put(f"{self.root}/{name}", json.dumps(content, indent=1, sort_keys=True).encode())
 
     def finished(self) -> tuple[str | None, list[str]]:
         """The key under which the final output was last written, and its files.
@@ -181,7 +181,7 @@ class Ledger:
 
     def note_finished(self, key: str | None, files: Sequence[str] = ()) -> None:
         """Keep the key of the final output as it is now, and its files; None while it is being written."""
-        self._put_json("finished.json", {"key": key, "files": list(files)})
+        self.note("finished.json", {"key": key, "files": list(files)})
 
     def record(self, receipts: Iterable[Receipt]) -> None:
         """Take note of finished frames; they are on storage with the next `flush`, for which it may be time."""
@@ -268,9 +268,6 @@ class Ledger:
         url = f"{self.root}/identities.json"
         data = storage.read_if_there(url)
         return _parse(url, data) if data is not None else {}
-
-    def _put_json(self, name: str, content: Any) -> None:
-        storage.put(f"{self.root}/{name}", json.dumps(content, indent=1, sort_keys=True).encode())
 
 
 def read_receipts(output: str, segments: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:

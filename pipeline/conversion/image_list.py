@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from pipeline.confine import inside
 from pipeline.formats.coco import read_images
 from pipeline.records import InputError
 
@@ -20,6 +21,19 @@ LONGEST_NUMBER = 100
 def stem(path: str) -> str:
     """A file's name without folders and extension."""
     return posixpath.splitext(posixpath.basename(path.replace("\\", "/")))[0]
+
+
+def one_each(url: str, paths: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Of the files of a folder by their paths below it, of which each is about one image: its name, and the file.
+
+    InputError where two have the same name.
+    """
+    seen: dict[str, str] = {}
+    for path in paths:
+        name, file = stem(path), inside(url, path)
+        if (first := seen.setdefault(name, path)) != path:
+            raise InputError(f"{file}: expected one file for each image, {first} has the same name")
+        yield name, file
 
 
 @dataclass(frozen=True)

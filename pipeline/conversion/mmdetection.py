@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline import storage
-from pipeline.confine import inside
 from pipeline.conversion.entries import Entry, results
-from pipeline.conversion.image_list import ImageList, stem
+from pipeline.conversion.image_list import ImageList, one_each
 from pipeline.records import InputError
 
 
@@ -30,11 +29,7 @@ def entries(url: str, listed: ImageList) -> Iterator[tuple[str, Entry]]:
     files = storage.find(url, (".json",))
     if not files:
         raise InputError(f"{url}: expected .json files, as DetInferencer writes below preds/")
-    seen: dict[str, str] = {}
-    for path in files:
-        name, file = stem(path), inside(url, path)
-        if (first := seen.setdefault(name, path)) != path:
-            raise InputError(f"{file}: expected one file for each image, {first} has the same name")
+    for name, file in one_each(url, files):
         yield from _of_image(file, listed.image_id(file, name), listed)
 
 

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from pipeline import storage
-from pipeline.confine import inside
 from pipeline.conversion import tensors
 from pipeline.conversion.entries import Entry, of_mask
-from pipeline.conversion.image_list import ImageList, stem
+from pipeline.conversion.image_list import ImageList, one_each, stem
 from pipeline.records import InputError, cut_to_box
 
 SHAPES = "expected labels (N), scores (N) and masks (N, 1, H, W) or (N, H, W), as Mask R-CNN of torchvision returns"
@@ -23,15 +22,10 @@ def entries(url: str, listed: ImageList, threshold: float) -> Iterator[tuple[str
     A pixel is the object's where its probability is above `threshold`; masks that are bool or whole numbers have it
     where they are not 0.
     """
-    files = [inside(url, path) for path in storage.find(url, tensors.ENDINGS)] if storage.is_dir(url) else [url]
-    if not files:
+    paths = storage.find(url, tensors.ENDINGS) if storage.is_dir(url) else None
+    if paths == []:
         raise InputError(f"{url}: expected .pt files of torch.save, one for each image")
-    seen: set[str] = set()
-    for file in files:
-        name = stem(file)
-        if name in seen:
-            raise InputError(f"{file}: expected one file for each image, another one has the same name")
-        seen.add(name)
+    for name, file in [(stem(url), url)] if paths is None else one_each(url, paths):
         image_id = listed.image_id(file, name)
         labels, scores, masks = _arrays(file, tensors.load(file))
         height, width = masks.shape[1:]

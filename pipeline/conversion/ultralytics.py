@@ -11,7 +11,7 @@ import numpy as np
 from pipeline import storage
 from pipeline.confine import inside
 from pipeline.conversion.entries import Entry, of_mask, results
-from pipeline.conversion.image_list import ImageList, stem
+from pipeline.conversion.image_list import ImageList, one_each, stem
 from pipeline.images import decode_image
 from pipeline.records import InputError, cut_to_box
 
@@ -47,11 +47,7 @@ def _of_labels(url: str, listed: ImageList, images: str | None) -> Iterator[tupl
     found: dict[str, list[str]] = {}
     for path in storage.find(images, IMAGES):
         found.setdefault(stem(path), []).append(path)
-    seen: dict[str, str] = {}
-    for path in files:
-        file, name = inside(url, path), stem(path)
-        if (first := seen.setdefault(name, path)) != path:
-            raise InputError(f"{file}: expected one file for each image, {first} has the same name")
+    for name, file in one_each(url, files):
         if len(found.get(name, ())) != 1:
             known = " and ".join(found.get(name, ())) or "none"
             raise InputError(f"{file}: expected one image named {name} below {images}, found {known}")

@@ -6,7 +6,6 @@ frames -> read masks, match, count (CPU tasks) -> tallies -> driver -> numbers
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from pipeline.bounds import check_bounds
 from pipeline.config import Format, with_absolute
 from pipeline.flow import map_blocks
 from pipeline.formats import Reader
+from pipeline.formats.coco import read_images
 from pipeline.ground_truth import GroundTruth, Listing, TrueFrame, TruthRef, open_ground_truth, paired
 from pipeline.guard import REASONS
 from pipeline.images import decode_image
@@ -215,14 +215,11 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Outc
     for tally in map_blocks(blocks, partial(_measure_block, meter=meter), local=config.local):
         total = Tally.merge([total, tally], config.gallery)
         progress.count(tally.frames, len(tally.aside))
-    names = listing.categories if listing else _listed_names(config.image_list) if "coco" in forms.values() else {}
+    if listing is None and config.image_list and "coco" in forms.values():
+        names = {category: name for category, name in read_images(config.image_list)[1].items() if name}
+    else:
+        names = listing.categories if listing else {}
     return Outcome(total, listing, kind, names, tuple(dumps), unpaired, readers, time.monotonic() - started)
-
-
-def _listed_names(image_list: str | None) -> dict[int, str]:
-    """The names of the image list's categories by id; the dumps' readers have looked at the list before."""
-    content = json.loads(storage.read(image_list)) if image_list else {}
-    return {one["id"]: str(one["name"]) for one in content.get("categories") or () if "name" in one}
 
 
 def _kind(config: EvaluateConfig, listing: Listing | None) -> Literal["coco", "lvis", "cityscapes"] | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline import storage
 from pipeline.metrics.overlap import Box, mask_within
-from pipeline.records import Instance
+from pipeline.records import InputError, Instance
 from pipeline.report.contours import CASING_RGB, COARSE_RGB, REFINED_RGB, choose_windows, contour_lines, relative_path
 from pipeline.report.shell import CLOSING, opening
 from pipeline.report.style import FRAMES_STYLE
@@ -167,7 +167,7 @@ def _jpeg_uri(image: np.ndarray) -> str:
 def write_picture(url: str, frames: Iterable[ReportFrame], pairs: int = 2) -> None:
     """Write one 1600 px wide PNG: the most telling close-up of each of the `pairs` frames that have the largest.
 
-    Each is shown twice, with the coarse and with the refined contour; raises ValueError where no mask has changed.
+    Each is shown twice, with the coarse and with the refined contour; InputError where no mask has changed.
     """
     gap = 16
     tile = (PICTURE_WIDTH_PX - (2 * pairs + 1) * gap) // (2 * pairs)
@@ -179,7 +179,7 @@ def write_picture(url: str, frames: Iterable[ReportFrame], pairs: int = 2) -> No
             close_ups = [_close_up(frame, side, (x1, y1, x2, y2)) for side in ("coarse", "refined")]
             best.append((np.count_nonzero(change[y1:y2, x1:x2]), close_ups))
     if not best:
-        raise ValueError("no mask has changed: there is nothing to picture")
+        raise InputError(f"{url}: no mask has changed, expected one to picture")
     best.sort(key=lambda item: -item[0])
     canvas = np.full((tile + 2 * gap + 44, PICTURE_WIDTH_PX, 3), 255, np.uint8)
     for number, close_up in enumerate(close_up for _, close_ups in best[:pairs] for close_up in close_ups):

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.records import Instance, cut_to_box
+from pipeline.records import InputError, Instance, cut_to_box
 from pipeline.report import ReportFrame, ReportInstance, write_picture, write_report
 from pipeline.report.contours import choose_windows, contour_lines, trace
 from pipeline.report.frames import CROPS_PER_FRAME, change_of
@@ -204,5 +204,5 @@ def test_the_picture_is_one_wide_png(tmp_path: Path, pairs: int) -> None:
 
 
 def test_a_picture_of_no_change_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no mask has changed"):
+    with pytest.raises(InputError, match="no mask has changed"):
         write_picture(str(tmp_path / "picture.png"), [frame(shift=0)])

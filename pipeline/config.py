@@ -77,7 +77,7 @@ class RefineConfig:
     padding: int = 0
     """Context added around each patch on every side, in frame pixels."""
     parity: bool = False
-    """Do exactly as the reference: row-major ties, its two slips at the right and bottom border, no guard, fp32."""
+    """As the reference, with its slips at the right and bottom border, no guard, fp32; equal proposals row-major."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     precision: Precision = "auto"
     """Arithmetic of the network; `auto` is fp16 on a GPU, bf16 on a CPU that computes in it, else fp32."""

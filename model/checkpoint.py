@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ def _read_torch(path: str, data: bytes) -> dict[str, Tensor]:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each way a file can be broken
         # torch's own sentence on this advises to run the code.
-        reason = type(error).__name__ if isinstance(error, pickle.UnpicklingError) else _reason(error)
+        reason = _held(error) if isinstance(error, pickle.UnpicklingError) else _reason(error)
         raise CheckpointError(f"{path}: not a torch checkpoint that loads without running code ({reason})") from None
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -147,6 +148,12 @@ def _read_torch(path: str, data: bytes) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: expected {{'state_dict': {{name: tensor}}}} or {{name: tensor}}")
     # Not made float here: of a value that says how large it is, no more is believed than its shape, until that fits.
     return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
+def _held(error: pickle.UnpicklingError) -> str:
+    """What a file holds beside tensors and plain values, such as an array in its `meta`, and what to do about it."""
+    found = re.search(r"Unsupported global: GLOBAL ([\w.]{1,100}) ", str(error))
+    return f"it holds {found[1]}: save its 'state_dict' alone" if found else type(error).__name__
 
 
 def _reason(error: Exception) -> str:

@@ -2,6 +2,7 @@ import os
 import pickle
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -98,6 +99,15 @@ def test_pickled_code_is_refused_and_not_run(tmp_path, legacy):
     with pytest.raises(CheckpointError, match=r"without running code \(UnpicklingError\)$"):
         checkpoint.load(str(path))
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_a_checkpoint_with_an_array_in_its_meta_is_refused_with_what_to_do(tmp_path, legacy):
+    path = tmp_path / "iter_80000.pth"
+    content = {"meta": {"PALETTE": np.zeros((2, 3))}, "state_dict": {"x": torch.zeros(1)}}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match=r"it holds numpy\S+: save its 'state_dict' alone\)$"):
+        checkpoint.load(str(path))
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", pickle.dumps([1, 2])], ids=["empty", "text", "list"])

@@ -55,6 +55,12 @@ class Isolated:
         self.memory_bytes = memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
+        self._environment: dict[str, str] = {}
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the child was started in another environment, such as with credentials that have changed since."""
+        return self._process is not None and self._environment != {**os.environ}
 
     def call(self, function: Callable[..., Result], *arguments: Any, seconds: float | None = None) -> Result:
         """`function(*arguments)`, all picklable, as the child computes it; its exceptions are raised here.
@@ -110,11 +116,12 @@ class Isolated:
             # By `-m` it would look for the package in the working directory first, which may have one of that name.
             path = f"import sys; sys.path[:] = {[str(entry) for entry in sys.path]!r}"
             serve = f"import pipeline.isolation; pipeline.isolation._serve({theirs.fileno()}, {self.memory_bytes or 0})"
+            self._environment = {**os.environ}
             with theirs:
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", f"{path}; {serve}"],
                     pass_fds=[theirs.fileno()],
-                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    env={**self._environment, "OMP_NUM_THREADS": "1"},
                     stdin=subprocess.DEVNULL,
                 )
             _send(self._socket, _pickled((_prepare, (module,))))
@@ -139,6 +146,8 @@ def isolated(memory_bytes: int | None = None) -> Iterator[Isolated]:
         if found is not None:
             _idle.remove(found)
     child = found or Isolated(memory_bytes)
+    if child.outdated:
+        child.close()
     try:
         yield child
     finally:

@@ -131,6 +131,14 @@ def test_a_borrowed_child_is_kept_for_the_next_who_asks_for_its_limit():
     second.close()
 
 
+def test_who_borrows_a_child_gets_none_that_was_started_in_another_environment(monkeypatch):
+    with isolated(5 << 30) as child:
+        assert child.call(os.getenv, "AWS_SESSION_TOKEN") is None
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "new")
+    with isolated(5 << 30) as child:
+        assert child.call(os.getenv, "AWS_SESSION_TOKEN") == "new"
+
+
 @pytest.mark.parametrize(
     "array",
     [

@@ -289,9 +289,8 @@ def _cut_block(items: Sequence[Item], cutter: Cutter) -> list[Receipt]:
 def _sweep(output: str, names: set[str]) -> list[str]:
     """Delete the shards that no finished frame speaks of, left by a killed run or cut anew; returns the others."""
     shards = {path: name for path in storage.find(output, (".parquet",)) if (name := patch_dataset.name_in(path))}
-    for path, name in shards.items():
-        if name not in names:
-            storage.remove(storage.join(output, path))
+    unused = [path for path, name in shards.items() if name not in names]
+    storage.at_once(lambda path: storage.remove(storage.join(output, path)), unused)
     return [path for path, name in shards.items() if name in names]
 
 

@@ -7,12 +7,12 @@ import io
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 from uuid import uuid4
 
 from pipeline import stores
@@ -36,6 +36,8 @@ _TAGS = (
 """What stores call the tag of a file's content, or the time of its last change; a tag tells more, and comes first."""
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")
+
+_Item = TypeVar("_Item")
 
 
 def is_local(url: str) -> bool:
@@ -397,6 +399,13 @@ def remove(url: str) -> None:
             os.unlink(path)
         else:
             asked(url, lambda: fs.rm_file(path), reading=False)
+
+
+def at_once(call: Callable[[_Item], object], items: Iterable[_Item]) -> None:
+    """`call` for every item, many at once and in no order: a store answers late, but many requests at once."""
+    with ThreadPoolExecutor(stores.REQUESTS) as threads:
+        for _ in threads.map(call, items):
+            pass
 
 
 def size(url: str) -> int:

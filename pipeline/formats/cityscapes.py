@@ -206,17 +206,15 @@ class CityscapesWriter:
 
     def withdraw(self, gone: Sequence[FrameRef], listed: Sequence[FrameRef]) -> None:
         """Remove the PNGs of each frame and then its `_pred.txt`, so that one killed in between can be repeated."""
-        owners: dict[str, str] = {}
-        for ref in listed if gone else ():
-            if ref.file_name and not ref.error:
-                owners.setdefault(base_path(ref), ref.frame_id)
-        for ref in gone:
-            base = base_path(ref)
-            if base in owners or not storage.stays_below(base) or not storage.exists(f"{self.output}/{base}{PRED}"):
-                continue
-            for path in sorted(self._listed_pngs(base)):
-                storage.remove(writable(self.output, path))
-            storage.remove(writable(self.output, base + PRED))
+        kept = {base_path(ref) for ref in (listed if gone else ()) if ref.file_name and not ref.error}
+        storage.at_once(self._remove, {base_path(ref) for ref in gone} - kept)
+
+    def _remove(self, base: str) -> None:
+        if not storage.stays_below(base) or not storage.exists(f"{self.output}/{base}{PRED}"):
+            return
+        for path in sorted(self._listed_pngs(base)):
+            storage.remove(writable(self.output, path))
+        storage.remove(writable(self.output, base + PRED))
 
 
 def _files_by_stem(stems: Iterable[str], files: list[tuple[str, str, str]]) -> tuple[dict[str, str], str]:

@@ -73,9 +73,9 @@ def commit(output: str, frames: Sequence[Frame]) -> str:
 def sweep(output: str, parts: Container[str]) -> None:
     """Delete the parts that are not among `parts`: left by a killed run, or of frames that were refined anew."""
     folder = storage.join(output, FOLDER)
-    for name in storage.find(folder, (".parquet",)) if storage.is_dir(folder) else ():
-        if f"{FOLDER}/{name}" not in parts:
-            storage.remove(writable(output, f"{FOLDER}/{name}"))
+    there = storage.find(folder, (".parquet",)) if storage.is_dir(folder) else []
+    unused = [path for path in (f"{FOLDER}/{name}" for name in there) if path not in parts]
+    storage.at_once(lambda path: storage.remove(writable(output, path)), unused)
 
 
 class PartError(InputError):

@@ -2,6 +2,7 @@
 
 import os
 import struct
+import threading
 import zlib
 
 import cv2
@@ -388,6 +389,23 @@ def test_nothing_is_written_or_removed_through_a_link_out_of_the_output(tmp_path
     with pytest.raises(InputError, match="found a link to another place"):
         writer.withdraw([FrameRef("aachen/aachen_0_1_leftImg8bit", "aachen/aachen_0_1_leftImg8bit.png")], ())
     assert len(list((tmp_path / "elsewhere").iterdir())) == 2
+
+
+def test_frames_are_withdrawn_many_at_once(tmp_path, monkeypatch):
+    names = [f"aachen_{number}" for number in range(8)]
+    reader = write_dump(str(tmp_path), {f"aachen/{name}": [(f"{name}_0.png", 24, 0.5, blob(0))] for name in names})
+    writer = CityscapesWriter(str(tmp_path / "out"))
+    writer.commit(read_frames(reader))
+    remove, others = storage.remove, threading.Barrier(len(names), timeout=10)
+
+    def when_all_are_there(url):
+        if url.endswith("_0.png"):
+            others.wait()
+        remove(url)
+
+    monkeypatch.setattr(storage, "remove", when_all_are_there)
+    writer.withdraw(reader.list_frames(), ())
+    assert not list((tmp_path / "out/aachen").iterdir())
 
 
 def test_a_link_in_the_place_of_an_output_file_is_replaced(tmp_path):

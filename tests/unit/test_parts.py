@@ -69,3 +69,17 @@ def test_parts_are_read_side_by_side(tmp_path, nights, monkeypatch, positions):
     monkeypatch.setattr(storage, "read_if_there", together)
     refs = [FrameRef(frame_id, "", positions=(place,) * positions) for place, frame_id in enumerate(frame_ids)]
     assert CocoWriter(str(tmp_path)).finish(refs, held)
+
+
+def test_parts_of_no_frame_are_removed_many_at_once(tmp_path, monkeypatch, nights):
+    _, held = nights
+    kept = {*held.values()} - {*sorted(held.values())[:32]}
+    remove, others = storage.remove, threading.Barrier(len({*held.values()}) - len(kept), timeout=10)
+
+    def when_all_are_there(url):
+        others.wait()
+        remove(url)
+
+    monkeypatch.setattr(storage, "remove", when_all_are_there)
+    parts.sweep(str(tmp_path), kept)
+    assert {f"{parts.FOLDER}/{path.name}" for path in (tmp_path / parts.FOLDER).iterdir()} == kept

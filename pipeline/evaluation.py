@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,7 +29,7 @@ from pipeline.metrics import cityscapes_ap, matching
 from pipeline.metrics.boundary import CITYSCAPES_RATIO, COCO_RATIO, WORSE_BY
 from pipeline.metrics.boundary_f import boundary_f_frame
 from pipeline.metrics.changes import changed_pixels, changes
-from pipeline.metrics.matching import COCO, LVIS, Rules
+from pipeline.metrics.matching import COCO, LVIS, RANKS_PER_FRAME, Rules
 from pipeline.metrics.oracle import DISTANCES_PX, oracle
 from pipeline.metrics.overlap import best_truths, iou_matrix
 from pipeline.outputs import check_kept
@@ -67,6 +68,8 @@ class EvaluateConfig:
     """COCO predictions: the file name as a pattern, instead of a list."""
     tolerance_px: float | None = None
     """Tolerance of the boundary F-score; default 3 px at 2048x1024, and the same share of other images' diagonal."""
+    max_detections: int | None = None
+    """Predictions of a frame that count, the best first; default 100 of a class as in COCO, 300 of all as in LVIS."""
     oracle: bool = False
     """Also tell the AP of the coarse dump if all pixels within 1, 2, 3 or any px of its boundaries were right."""
     gallery: int = 24
@@ -87,6 +90,7 @@ class EvaluateConfig:
             raise InputError("oracle needs a ground truth and the coarse predictions")
         for name, least in (("frames_per_block", 1), ("gallery", 0), ("limit", 1)):
             check_bounds(self, name, least)
+        check_bounds(self, "max_detections", 1, RANKS_PER_FRAME)
         if self.tolerance_px is not None and not 0 < self.tolerance_px < math.inf:
             raise InputError(f"tolerance_px is {self.tolerance_px}: expected a number above 0")
 
@@ -130,6 +134,8 @@ class Tally:
     """Instances of the two dumps that were compared."""
     judged: int = 0
     """Those among them whose refined form carries the guard's verdict, which some forms have no room for."""
+    uncounted: Counter[str] = field(default_factory=Counter)
+    """By dump, the predictions beyond those that the rules count in a frame."""
     frames: int = 0
 
     @classmethod
@@ -147,6 +153,7 @@ class Tally:
             found = [part.records[key] for part in parts if key in part.records]
             total.records[key] = type(found[0]).merge(found)
         for part in parts:
+            total.uncounted.update(part.uncounted)
             total.shifts = total.shifts + part.shifts
             total.aside |= part.aside
         for name in galleries:
@@ -167,6 +174,7 @@ class Meter:
     readers: dict[str, Reader]
     rules: Rules | None
     """COCO's or LVIS's; None for Cityscapes."""
+    af_rules: Rules
     tolerance_px: float | None
     with_oracle: bool
     gallery: int
@@ -206,8 +214,8 @@ def evaluate(config: EvaluateConfig, log: Callable[[str], None] = print) -> Outc
     readers = {name: _reader(config, dumps[name], form, kind) for name, form in forms.items()}
     items, unpaired = _items({name: reader.list_frames() for name, reader in readers.items()}, listing)
     items = items[: config.limit]
-    rules = {"coco": COCO, "lvis": LVIS}.get(kind or "")
-    meter = Meter(config.images, truth, readers, rules, config.tolerance_px, config.oracle, config.gallery)
+    rules, af_rules = _rules(config, kind)
+    meter = Meter(config.images, truth, readers, rules, af_rules, config.tolerance_px, config.oracle, config.gallery)
     size = config.frames_per_block
     progress = Progress(total=len(items), done_before=0, log=log, verb="measure")
     total = Tally()
@@ -228,6 +236,17 @@ def _kind(config: EvaluateConfig, listing: Listing | None) -> Literal["coco", "l
     if storage.is_dir(config.ground_truth):
         return "cityscapes"
     return "lvis" if listing.frequencies else "coco"
+
+
+def _rules(config: EvaluateConfig, kind: str | None) -> tuple[Rules | None, Rules]:
+    """Those of AP, None where it is Cityscapes', and those by which AF pairs predictions and truths."""
+    count = config.max_detections
+    if count is None:
+        return {"coco": COCO, "lvis": LVIS}.get(kind or ""), COCO
+    if kind not in ("coco", "lvis"):
+        raise InputError("max_detections is for ground truth in COCO's or LVIS's json; Cityscapes counts them all")
+    every_class = replace(COCO, per_category=count)
+    return every_class if kind == "coco" else replace(LVIS, per_frame=count), every_class
 
 
 def _reader(config: EvaluateConfig, url: str, form: Format, kind: str | None) -> Reader:
@@ -307,7 +326,9 @@ def _measure(item: Item, meter: Meter) -> Tally:
         for name, frame in frames.items():
             for measure, record in _records(item.truth, truth, frame, meter.rules):
                 tally.records[measure, name] = record
-            tally.records["AF", name] = boundary_f_frame(truth, frame, meter.tolerance_px)
+            tally.records["AF", name] = boundary_f_frame(truth, frame, meter.tolerance_px, meter.af_rules)
+            if meter.rules is not None:
+                tally.uncounted[name] = meter.rules.uncounted(frame)
         if meter.with_oracle:
             for distance, frame in zip(DISTANCES_PX, oracle(truth, frames[COARSE])):
                 for measure, record in _records(item.truth, truth, frame, meter.rules):

@@ -34,6 +34,10 @@ NO_VERDICTS = (
 )
 
 
+UNCOUNTED = {"coco": "COCO counts 100 of a class", "lvis": "LVIS counts 300"}
+"""What is beyond the best of a frame, unless told otherwise."""
+
+
 @dataclass(frozen=True)
 class Results:
     """Everything that an evaluation says, in numbers."""
@@ -103,6 +107,13 @@ def results(outcome: Outcome) -> Results:
         unknown = _fill(outcome, name, overall.setdefault(name, {}), per_class, names)
         if unknown and name in outcome.dumps:
             notes.append(f"{name}: {unknown} predictions of categories that the ground truth lacks were left out")
+    if outcome.kind in ("coco", "lvis"):
+        notes += [
+            f"{name}: {tally.uncounted[name]} predictions count neither as right nor as wrong, being beyond the best of"
+            f" their frame; where frames hold more objects, raise --max-detections ({UNCOUNTED[outcome.kind]})"
+            for name in outcome.dumps
+            if tally.uncounted[name]
+        ]
     changed = {}
     if ("changes", REFINED) in tally.records:
         record = tally.records["changes", REFINED]

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.ground_truth import TrueFrame
 from pipeline.metrics.boundary import boundary_f_score
-from pipeline.metrics.matching import COCO, IOU_THRESHOLDS, assign, by_category, ious_for_matching
+from pipeline.metrics.matching import COCO, IOU_THRESHOLDS, Rules, assign, by_category, ious_for_matching
 from pipeline.metrics.overlap import box_of, check_frame, mask_within, within_frame
 from pipeline.records import Frame
 
@@ -51,7 +51,9 @@ class BoundaryF:
         return math.fsum(scores) / len(scores) if scores else float("nan")
 
 
-def boundary_f_frame(truth: TrueFrame, frame: Frame, tolerance_px: float | None = None) -> BoundaryF:
+def boundary_f_frame(
+    truth: TrueFrame, frame: Frame, tolerance_px: float | None = None, rules: Rules = COCO
+) -> BoundaryF:
     """The boundary F-score (`boundary_f_score`) of every pair that mask AP matches at an IoU of 0.5, crowds left out.
 
     AF is its mean over the pairs of a category, and then over the categories that have any. Objects that were not
@@ -63,7 +65,7 @@ def boundary_f_frame(truth: TrueFrame, frame: Frame, tolerance_px: float | None 
         tolerance_px = max(1.0, TOLERANCE_SHARE * math.hypot(truth.width, truth.height))
     found: dict[int, int] = {}
     total: dict[int, int] = {}
-    for category, truths, predictions in by_category(truth, frame, COCO):
+    for category, truths, predictions in by_category(truth, frame, rules):
         crowd = np.array([one.crowd for one in truths], bool)
         ious = ious_for_matching(truth, predictions, truths, boundary_ratio=None)
         for i, j in enumerate(assign(ious, crowd, crowd, IOU_THRESHOLDS[:1])[0].tolist()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -37,6 +38,15 @@ class Rules:
     """Predictions and truths without pixels do not exist; else such a prediction is wrong."""
     boundary_ratio: float | None = None
     """Take the smaller of mask IoU and Boundary IoU, whose region has this share of the diagonal as its width."""
+
+    def uncounted(self, frame: Frame) -> int:
+        """How many predictions of a frame lie beyond the best so many, and so count neither as right nor as wrong."""
+        if self.per_frame is not None:
+            return max(0, len(frame.instances) - self.per_frame)
+        if self.per_category is None:
+            return 0
+        found = Counter(instance.category_id for instance in frame.instances)
+        return sum(max(0, count - self.per_category) for count in found.values())
 
 
 COCO = Rules()

@@ -47,13 +47,20 @@ def _evaluate(truth, **settings):
 
 
 def _official(truth, predicted):
+    run = _official_run(truth, predicted)
+    with contextlib.redirect_stdout(io.StringIO()):
+        run.summarize()
+    return run.stats
+
+
+def _official_run(truth, predicted, most=100):
     with contextlib.redirect_stdout(io.StringIO()):
         official = COCO(str(truth))
         run = COCOeval(official, official.loadRes(str(predicted)), "segm")
+        run.params.maxDets = [1, 10, most]
         run.evaluate()
         run.accumulate()
-        run.summarize()
-    return run.stats
+    return run
 
 
 def test_mask_ap_of_both_dumps_is_what_pycocotools_says(truth, refined):
@@ -67,6 +74,23 @@ def test_mask_ap_of_both_dumps_is_what_pycocotools_says(truth, refined):
             assert (-1 if math.isnan(ours) else ours) == value
     assert found.overall[REFINED]["AF"] > found.overall[COARSE]["AF"]
     assert found.overall[REFINED]["boundary AP"] > found.overall[COARSE]["boundary AP"]
+
+
+def test_predictions_beyond_the_best_hundred_of_a_frame_are_told_and_count_where_asked(truth):
+    coarse = predict(truth)
+    entries = json.loads(coarse.read_text())
+    line = encode(np.eye(*true_mask(truth, 1).shape, dtype=np.uint8))
+    stray = [entries[0] | {"segmentation": line, "score": 2.0}] * 150
+    coarse.write_text(json.dumps([*entries, *stray]))
+    settings = {"ground_truth": str(truth), "coarse": str(coarse)}
+    few, all_of_them = _evaluate(truth, **settings), _evaluate(truth, **settings, max_detections=1000)
+    beyond = 50 + sum((one["image_id"], one["category_id"]) == (1, entries[0]["category_id"]) for one in entries)
+    assert [note for note in few.notes if "--max-detections" in note and f"coarse: {beyond} predictions" in note]
+    assert all_of_them.notes == []
+    precision = _official_run(truth, coarse, most=1000).eval["precision"][..., 0, -1]
+    assert math.isclose(all_of_them.overall[COARSE]["AP"], precision[precision > -1].mean())
+    assert few.overall[COARSE]["AP"] < all_of_them.overall[COARSE]["AP"]
+    assert few.overall[COARSE]["AF"] != all_of_them.overall[COARSE]["AF"]
 
 
 def test_classes_of_one_name_are_told_apart_by_their_ids(truth):
@@ -356,6 +380,7 @@ def test_partial_results_merge_in_any_order(truth, refined):
         ({"refined": "a", "ground_truth": "b", "oracle": True}, "oracle needs"),
         ({"coarse": "a", "ground_truth": "b", "tolerance_px": 0}, "tolerance_px is 0"),
         ({"coarse": "a", "ground_truth": "b", "limit": 0}, "limit is 0: expected at least 1"),
+        ({"coarse": "a", "ground_truth": "b", "max_detections": 0}, "max_detections is 0: expected at least 1"),
         ({"coarse": "a", "ground_truth": "b", "frames_per_block": 0}, "frames_per_block is 0: expected at least 1"),
     ],
 )

@@ -17,10 +17,14 @@ from pipeline import rle, storage
 from pipeline.config import RefineConfig
 from pipeline.formats import Reader
 from pipeline.formats.mask_png import encode_png
+from pipeline.guard import passed_over
 from pipeline.images import decode_image
 from pipeline.preflight_report import SHOWN, Check, Estimate
 from pipeline.records import FrameRef, InputError, Instance, fault
 from pipeline.stages import Cutting, cut, within_memory
+
+DARK = 32
+"""A photograph has pixels that are brighter; one of 12 bits stored in 16 does not, once the upper 8 bits are taken."""
 
 MEASURED = 200
 """Frames that are also cut into patches, by which the run is estimated; the others are only read."""
@@ -51,6 +55,10 @@ class Seen(NamedTuple):
     patches: int | None
     """None where the frame was not measured."""
     output_bytes: int
+    too_small: int = 0
+    """Instances that the guard passes over for their size, where it was measured."""
+    dark: str = ""
+    """The image, where it is nearly black."""
 
 
 def _look(
@@ -64,11 +72,13 @@ def _look(
         kind = "masks"
         height, width = image.shape[:2]
         instances = within_memory(reader.read(ref, width, height), ref, image.nbytes, config.limits)
+        dark = url if image.max() < DARK else ""
         if not measure:
-            return Seen("", "", len(instances), None, 0)
+            return Seen("", "", len(instances), None, 0, dark=dark)
         boxes, _ = cut(image, instances, cutting, config.guard)
         size = sum(_output_bytes(instance, width, height, output_form) for instance in instances)
-        return Seen("", "", len(instances), sum(map(len, boxes)), size)
+        small = sum(passed_over(instance.mask, config.guard) == "too_small" for instance in instances)
+        return Seen("", "", len(instances), sum(map(len, boxes)), size, small, dark)
     except InputError as error:
         message = str(error)
         if kind == "image files" and message == str(InputError(f"{url}: no such file")):
@@ -99,7 +109,10 @@ def check_frames(
     output_form: str,
     refs: list[FrameRef],
 ) -> tuple[list[Check], list[Seen]]:
-    """The checks of `_SOUND` over the listing and the sampled frames, and what the measured frames have shown."""
+    """The checks of `_SOUND` over the listing and the sampled frames, and what the measured frames have shown.
+
+    After these come warnings of what a run would take without a word, and do little good on.
+    """
     faults: defaultdict[str, _Faults] = defaultdict(_Faults)
     for ref in refs:
         if ref.error:
@@ -114,11 +127,14 @@ def check_frames(
     chosen = _sample([ref for ref in sound if ref.frame_id not in missing], sample)
     step = max(1, len(chosen) // MEASURED)
     look = partial(_look, reader=reader, config=config, cutting=cutting, output_form=output_form)
-    measured = []
+    measured, dark = [], []
     for seen in _in_threads(look, chosen, step):
         if seen.error:
             faults[seen.kind].add(seen.error, listed=False)
-        elif seen.patches is not None:
+            continue
+        if seen.dark:
+            dark.append(seen.dark)
+        if seen.patches is not None:
             measured.append(seen)
     looked = "all" if everything else f"a sample of {len(chosen)}"
     sayings = dict(_SOUND)
@@ -126,7 +142,21 @@ def check_frames(
         sayings |= dict.fromkeys(("image files", "masks", "sizes"), "nothing could be looked at")
     if form == "parquet" or (form == "coco" and config.image_list is None):
         sayings["categories"] = "nothing says which are known"
-    return [faults[name].check(name, text, len(refs), len(chosen), looked) for name, text in sayings.items()], measured
+    checks = [faults[name].check(name, text, len(refs), len(chosen), looked) for name, text in sayings.items()]
+    return [*checks, *_warnings(config, dark, len(chosen), measured)], measured
+
+
+def _warnings(config: RefineConfig, dark: list[str], sampled: int, measured: list[Seen]) -> Iterator[Check]:
+    if dark:
+        message = (
+            f"{len(dark)} of {sampled} frames read have no pixel above {DARK - 1} of 255, too dark for the network"
+            " (of 16 bits the upper 8 are taken)"
+        )
+        yield Check("brightness", "warning", message, dark[:SHOWN], len(dark))
+    small, instances = sum(seen.too_small for seen in measured), sum(seen.instances for seen in measured)
+    if 2 * small > instances:
+        message = f"{small} of {instances} instances have fewer pixels than guard.min_area ({config.guard.min_area})"
+        yield Check("guard", "warning", f"{message} and will stay as they are")
 
 
 def _in_threads(look: Callable[[FrameRef, bool], Seen], refs: list[FrameRef], step: int) -> Iterator[Seen]:

@@ -13,6 +13,7 @@ import pytest
 from jobs import check as job
 from pipeline import preflight, preflight_frames
 from pipeline.flow.session import Placement
+from pipeline.guard import GuardConfig
 from pipeline.lease import Lease
 from pipeline.limits import LimitsConfig
 from pipeline.preflight import CheckConfig, check, cluster
@@ -100,6 +101,27 @@ def test_the_estimate_over_all_frames_is_what_the_run_then_does(config, form):
     after = check(settings)
     assert after.estimate.frames == 0
     assert "same settings" in next(found for found in after.checks if found.name == "earlier run").message
+
+
+def test_a_dump_whose_objects_are_mostly_too_small_for_the_guard_is_told_so(config):
+    warnings = {}
+    for area in (2, 10**6):
+        report = check(config(guard=GuardConfig(min_area=area)))
+        warnings[area] = [found.message for found in report.checks if found.level == "warning"]
+        assert not report.failed
+    assert warnings[2] == []
+    (message,) = warnings[10**6]
+    assert re.fullmatch(r"(\d+) of \d+ instances have fewer pixels than guard\.min_area \(1000000\) .*", message)
+
+
+def test_images_of_12_bits_in_16_are_named_as_too_dark(dump, config):
+    path = dump.root / "images" / "frame_002.png"
+    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE).astype(np.uint16)
+    cv2.imwrite(str(path), image * 257)
+    assert all(found.level == "ok" for found in check(config()).checks)
+    cv2.imwrite(str(path), image * 16)
+    (found,) = (found for found in check(config()).checks if found.level == "warning")
+    assert (found.name, found.findings, found.count) == ("brightness", [str(path)], 1)
 
 
 @pytest.mark.parametrize("form", ["coco", "parquet"])

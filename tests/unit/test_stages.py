@@ -1,3 +1,4 @@
+import struct
 from unittest.mock import Mock
 
 import cv2
@@ -11,7 +12,7 @@ from pipeline.guard import GuardConfig
 from pipeline.images import decode_image
 from pipeline.limits import LimitsConfig
 from pipeline.patches import crop, paste
-from pipeline.records import Frame, FrameRef, Instance, cut_to_box
+from pipeline.records import Frame, FrameRef, InputError, Instance, cut_to_box
 from pipeline.stages import Cutting, assemble, commit, cut, extract, refine, refine_in_pieces
 from pipeline.stores import AwayError, NotGivenError
 from pipeline.work import Work
@@ -50,6 +51,19 @@ def image(tmp_path):
 
 def test_an_image_is_decoded_to_rgb(tmp_path, image):
     assert np.array_equal(decode_image(str(tmp_path / "x.png")), image)
+
+
+@pytest.mark.parametrize("known", [1, 5, 8, 32773])
+def test_a_tiff_packed_in_a_way_that_opencv_does_not_know_is_no_black_image(tmp_path, known):
+    image = np.arange(300, dtype=np.uint8).reshape(10, 10, 3)
+    written = [cv2.IMWRITE_TIFF_COMPRESSION, known]
+    data = cv2.imencode(".tif", image, written)[1].tobytes()
+    (tmp_path / "x.tif").write_bytes(data)
+    assert np.array_equal(decode_image(str(tmp_path / "x.tif")), image[..., ::-1])
+    tag = struct.pack("<HHI", 259, 3, 1)
+    (tmp_path / "x.tif").write_bytes(data.replace(tag + struct.pack("<H", known), tag + struct.pack("<H", 34712)))
+    with pytest.raises(InputError, match=r"x\.tif: expected an image that OpenCV can decode"):
+        decode_image(str(tmp_path / "x.tif"))
 
 
 def test_extraction_cuts_the_patches_of_all_instances_of_a_frame(tmp_path, image):

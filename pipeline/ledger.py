@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from bisect import bisect
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -27,9 +28,12 @@ REACHED_SECONDS = 10
 """How long a file may take until every machine sees it: network file systems keep what they have seen for a while."""
 
 READ_AHEAD = 64
-"""Segments of receipts read at once."""
+"""Files of a ledger read at once."""
 
-_WITHDRAWN = ".withdrawn.json"
+MERGED_FROM, MERGED_BYTES = 256, 32 << 20
+"""Segments of earlier runs from which on they are put together, and about how many bytes then lie in one."""
+
+_SEGMENT, _MERGED, _WITHDRAWN = ".jsonl", ".merged.jsonl", ".withdrawn.json"
 
 
 @lru_cache(maxsize=1)
@@ -47,7 +51,11 @@ def check_reached(output: str) -> None:
 
 
 class Ledger:
-    """Immutable segments of receipts in `<output>/_ledger/`, written after the outputs they speak of."""
+    """Immutable segments of receipts in `<output>/_ledger/`, written after the outputs they speak of.
+
+    A run that starts puts those of earlier runs together where they are many. `<number>.merged.jsonl` has all that the
+    segments up to this number had since the merged one before it; they do not count any more, and are removed.
+    """
 
     def __init__(self, output: str, confirm: Callable[[], None] = lambda: None) -> None:
         """`confirm` raises where this run must not write any more."""
@@ -97,7 +105,7 @@ class Ledger:
         self._newest = max((int(name.split(".")[0]) for name in self._numbered()), default=0)
         gone = _withdrawn(self.root)
         # A segment cut short by a power loss only costs the work of its last frames.
-        for entry in read_receipts(self.output):
+        for entry in _standing(self.root, gone):
             self._note(entry["frame_id"], entry["error"], entry["part"], entry.get("identity", ""))
         self.withdrawn = {
             frame_id
@@ -118,9 +126,12 @@ class Ledger:
         """Write under which fingerprint frames are refined from now on, and forget what counts for nothing (`anew`)."""
         self._started = True
         there = storage.exists(f"{self.root}/run.json")
+        if there:
+            self._merge()
         if there and not self.anew:
             return
         if there:
+            # One by one, the oldest first: no frame must seem finished that was set aside, or taken back, later.
             for name in self._numbered():
                 storage.remove(f"{self.root}/{name}")
             self.note("identities.json", {})
@@ -197,7 +208,7 @@ class Ledger:
             if receipts := list(self._pending):
                 self.confirm()
                 lines = "".join(json.dumps(asdict(receipt)) + "\n" for receipt in receipts)
-                storage.put(f"{self.root}/{self._next('.jsonl')}", lines.encode())
+                storage.put(f"{self.root}/{self._next(_SEGMENT)}", lines.encode())
                 # Others may have come meanwhile.
                 del self._pending[: len(receipts)]
             self._flushed = time.monotonic()
@@ -242,6 +253,35 @@ class Ledger:
         else:
             storage.remove(table)
 
+    def _merge(self) -> None:
+        """Put the segments together where they are many: on a store each of them is a request for every later run.
+
+        A frame that was withdrawn between two segments may be finished by the second: such two stay apart.
+        """
+        found = self._numbered()
+        withdrawals = [name for name in found if name.endswith(_WITHDRAWN)]
+        segments = [name for name in found if name.endswith(_SEGMENT) and not name.endswith(_MERGED)]
+        left = [name for name in counting(found) if not name.endswith(_MERGED)]
+        if len(left) >= MERGED_FROM:
+            held, held_bytes, last = [], 0, left[0]
+            for name, data in _contents(self.root, left):
+                if held_bytes > MERGED_BYTES or bisect(withdrawals, last) < bisect(withdrawals, name):
+                    self._put_merged(last, held)
+                    held, held_bytes = [], 0
+                # One that was cut short does not end its last line.
+                held += [data, b"" if data.endswith(b"\n") else b"\n"]
+                held_bytes, last = held_bytes + len(data), name
+            self._put_merged(last, held)
+            left = []
+        # There may be some of a run that was killed here.
+        storage.at_once(lambda name: storage.remove(f"{self.root}/{name}"), {*segments} - {*left})
+
+    def _put_merged(self, last: str, contents: Sequence[bytes]) -> None:
+        self.confirm()
+        url = f"{self.root}/{last.removesuffix(_SEGMENT)}{_MERGED}"
+        storage.put(url, b"".join(contents))
+        storage.sync(url)
+
     def _note(self, frame_id: str, error: str, part: str, identity: str) -> None:
         if error:
             self.aside[frame_id] = error
@@ -261,7 +301,7 @@ class Ledger:
         return f"{self._newest:020d}{ending}"
 
     def _numbered(self) -> list[str]:
-        names = storage.names(self.root, (".jsonl", _WITHDRAWN))
+        names = storage.names(self.root, (_SEGMENT, _WITHDRAWN))
         return [name for name in names if name.split(".")[0].isdecimal()]
 
     def _read_renewed(self) -> dict[str, list[str]]:
@@ -278,29 +318,46 @@ def read_receipts(output: str, segments: Sequence[str] | None = None) -> Iterato
     """
     root = f"{output.rstrip('/')}/_ledger"
     if storage.exists(f"{root}/run.json"):
-        gone = _withdrawn(root)
-        for name, entry in _segments(root, segments):
-            if entry["frame_id"] not in gone or name > gone[entry["frame_id"]][0]:
-                yield entry
+        yield from _standing(root, _withdrawn(root), segments)
+
+
+def _standing(
+    root: str, gone: Mapping[str, tuple[str, bool]], segments: Sequence[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """As `read_receipts`, knowing which frames are `gone` (`_withdrawn`)."""
+    for name, entry in _segments(root, segments):
+        if entry["frame_id"] not in gone or name > gone[entry["frame_id"]][0]:
+            yield entry
 
 
 def _segments(root: str, segments: Sequence[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every receipt, or those of some segments, with the name of its segment."""
-    names = storage.names(root, (".jsonl",)) if segments is None else segments
+    names = counting(storage.names(root, (_SEGMENT,))) if segments is None else segments
+    for name, data in _contents(root, names):
+        for line in data.splitlines():
+            with suppress(InputError):
+                yield name, _parse(f"{root}/{name}", line)
+
+
+def counting(names: Sequence[str]) -> list[str]:
+    """Of the sorted names of files, those of the segments that no merged one has replaced."""
+    newest = max((name for name in names if name.endswith(_MERGED)), default="")
+    return [name for name in names if name.endswith(_MERGED) or (name.endswith(_SEGMENT) and name > newest)]
+
+
+def _contents(root: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """The names of files of a ledger and their contents, some of which are read ahead."""
     with ThreadPoolExecutor(16) as threads:
         for start in range(0, len(names), READ_AHEAD):
             chunk = names[start : start + READ_AHEAD]
-            for name, data in zip(chunk, threads.map(lambda name: storage.read(f"{root}/{name}"), chunk)):
-                for line in data.splitlines():
-                    with suppress(InputError):
-                        yield name, _parse(f"{root}/{name}", line)
+            yield from zip(chunk, threads.map(lambda name: storage.read(f"{root}/{name}"), chunk))
 
 
 def _withdrawn(root: str) -> dict[str, tuple[str, bool]]:
     """Frames taken back -> the name of the file that last said so, and whether they changed (or were removed)."""
     gone = {}
-    for name in storage.names(root, (_WITHDRAWN,)):
-        for kind, frame_ids in _parse(f"{root}/{name}", storage.read(f"{root}/{name}")).items():
+    for name, data in _contents(root, storage.names(root, (_WITHDRAWN,))):
+        for kind, frame_ids in _parse(f"{root}/{name}", data).items():
             gone.update(dict.fromkeys(frame_ids, (name, kind == "changed")))
     return gone
 

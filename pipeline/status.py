@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 import tyro
 
 from pipeline import storage
-from pipeline.ledger import read_receipts
+from pipeline.ledger import counting, read_receipts
 from pipeline.progress import STAGES, by_status
 from pipeline.records import InputError, printable
 
@@ -215,18 +215,25 @@ class StatusReader:
         """Read the segments not read yet; the Unix time of the newest one, by its name, or of the lease's heartbeat."""
         found = storage.names(self.root, (".jsonl", ".withdrawn.json"))
         written = {name: int(name.split(".")[0]) / 1e9 for name in found if name.split(".")[0].isdecimal()}
-        segments = [name for name in written if name.endswith(".jsonl")]
+        segments = [name for name in counting(found) if name in written]
         # What earlier segments say may not hold any more once another run has begun, or has withdrawn frames.
-        before = (started, len(written) - len(segments))
+        before = (started, sum(name.endswith(".withdrawn.json") for name in written))
         if before != self._before or not self._read <= {*segments}:
             self._forget()
             self._before = before
         new = [name for name in segments if name not in self._read]
-        for ours in (False, True):
-            of_run = [name for name in new if (started is not None and written[name] >= started) == ours]
-            for receipt in read_receipts(self.output, of_run):
-                self._take_in(receipt)
-                self._came += ours
+        try:
+            for ours in (False, True):
+                of_run = [name for name in new if (started is not None and written[name] >= started) == ours]
+                for receipt in read_receipts(self.output, of_run) if of_run else ():
+                    self._take_in(receipt)
+                    self._came += ours
+        except InputError:
+            # A run that starts puts segments together, and removes them.
+            if {*segments} <= {*storage.names(self.root, (".jsonl",))}:
+                raise
+            self._forget()
+            return self._take_in_what_is_new(started)
         self._read.update(new)
         signs = [written[name] for name in segments]
         if lease := _object(f"{self.root}/lease.json"):

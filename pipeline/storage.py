@@ -281,6 +281,19 @@ def put(url: str, data: bytes) -> None:
     traffic["written"] += len(data)
 
 
+def sync(url: str) -> None:
+    """Let a file outlast a loss of power, before what it replaces is removed; one on a store does."""
+    fs, path = open_store(url)
+    if not stores.is_local(fs):
+        return
+    for place in (path, os.path.dirname(path)):
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def _written(url: str, call: Callable[[], Any], again: bool = True) -> Any:
     try:
         return asked(url, call, reading=False, again=again)

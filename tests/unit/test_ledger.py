@@ -2,6 +2,7 @@ import json
 import threading
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,109 @@ def test_the_many_parts_below_a_ledger_are_not_listed_to_read_it(tmp_path, ledge
     assert StatusReader(str(tmp_path)).read().done == 1
     assert "_ledger" in listed
     assert "parts" not in listed
+
+
+@pytest.fixture
+def many(ledger, monkeypatch):
+    """What a ledger says that has three times as many segments as are put together."""
+    monkeypatch.setattr("pipeline.ledger.MERGED_FROM", 4)
+    for night in range(3):
+        for number in range(4):
+            ledger.record([_receipt(f"{night}{number}", part=f"{night}"), _receipt("again", part=f"{night}{number}")])
+            ledger.flush()
+        ledger.withdraw([f"{night}0"], [f"{night}1"])
+    ledger.record([_receipt("00", part="late"), _receipt("22", error="broken")])
+    ledger.close()
+    return _said(ledger.output)
+
+
+def _said(output):
+    ledger = Ledger(output)
+    ledger.load({"weights": "abc"})
+    return StatusReader(output).read().done, ledger.parts, ledger.aside, ledger.withdrawn, [*read_receipts(output)]
+
+
+def _segments(output):
+    return sorted(path.name for path in Path(output, "_ledger").glob("*.jsonl"))
+
+
+def test_many_segments_are_put_together_and_say_what_they_said(ledger, many):
+    _reopened(ledger.output)
+    # Frames were withdrawn in between.
+    assert len(_segments(ledger.output)) == 4
+    assert _said(ledger.output) == many
+    _reopened(ledger.output)
+    assert _said(ledger.output) == many
+
+
+def test_segments_are_put_together_in_pieces_that_fit_the_memory(ledger, many, monkeypatch):
+    monkeypatch.setattr("pipeline.ledger.MERGED_BYTES", 1000)
+    _reopened(ledger.output)
+    assert len(_segments(ledger.output)) == 7
+    assert _said(ledger.output) == many
+
+
+@pytest.mark.parametrize("call", range(17))
+def test_a_run_that_is_killed_while_it_puts_segments_together_loses_none(ledger, many, monkeypatch, call):
+    monkeypatch.setattr("pipeline.storage.at_once", lambda remove, names: [remove(name) for name in sorted(names)])
+    before, calls = _segments(ledger.output), count()
+
+    def killed(change):
+        def until(*arguments):
+            if next(calls) == call:
+                raise KeyboardInterrupt
+            change(*arguments)
+
+        return until
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "put", killed(storage.put))
+        patch.setattr(storage, "remove", killed(storage.remove))
+        with pytest.raises(KeyboardInterrupt):
+            _reopened(ledger.output)
+    assert (_segments(ledger.output) == before) == (call == 0)
+    assert _said(ledger.output) == many
+    _reopened(ledger.output)
+    assert _said(ledger.output) == many
+    assert not {*_segments(ledger.output)} & {*before[:-1]}
+
+
+def test_a_segment_that_was_cut_short_spoils_none_that_it_is_put_together_with(ledger, many):
+    path = Path(ledger.root, _segments(ledger.output)[1])
+    path.write_bytes(path.read_bytes()[:-20])
+    expected = _said(ledger.output)
+    _reopened(ledger.output)
+    assert _said(ledger.output) == expected != many
+
+
+def test_a_reader_is_not_disturbed_by_segments_that_are_put_together_meanwhile(ledger, many, monkeypatch):
+    reading, starts = storage.read, count()
+
+    def late(url, *range):
+        if url.endswith(".jsonl") and not next(starts):
+            _reopened(ledger.output)
+        return reading(url, *range)
+
+    reader = StatusReader(ledger.output)
+    monkeypatch.setattr(storage, "read", late)
+    assert reader.read().done == many[0]
+    assert reader.read().done == many[0]
+
+
+def test_files_that_say_which_frames_were_withdrawn_are_read_many_at_once_and_once(ledger, monkeypatch):
+    ledger.record([_receipt(str(number)) for number in range(8)])
+    ledger.flush()
+    for number in range(8):
+        ledger.withdraw([str(number)], [])
+    ledger.close()
+    others, read, reading = threading.Barrier(8, timeout=10), [], storage.read
+
+    def when_all_are_there(url):
+        if url.endswith(".withdrawn.json"):
+            read.append(url)
+            others.wait()
+        return reading(url)
+
+    monkeypatch.setattr(storage, "read", when_all_are_there)
+    assert _reopened(ledger.output).withdrawn == {str(number) for number in range(8)}
+    assert len(read) == 8
